@@ -1,0 +1,132 @@
+"""ttasks: a task ledger, executor and DAG runner for one machine.
+
+Every event is appended to one SQLite file; everything else is derived from it. What is named here is the library's
+API, and ``from ttasks import …`` the only supported way to it. The names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from ttasks.version import __version__
+
+try:
+    import fcntl as _fcntl  # noqa: F401 - what ttasks can't do without
+except ImportError:  # pragma: no cover - only where there is none
+    raise ImportError(f"ttasks runs on Linux and macOS: {sys.platform} has no fcntl and no process groups") from None
+
+if TYPE_CHECKING:
+    from ttasks.errors import (
+        AlreadyRunningError,
+        DamagedLedgerError,
+        GraphError,
+        LedgerError,
+        LedgerUnwritableError,
+        NotALedgerError,
+        SealedTaskError,
+        StreamConflictError,
+        TaskCancelled,
+        TaskExecutionError,
+        TaskTimeoutError,
+        TransitionError,
+        TtasksError,
+        UnknownEventError,
+        WorkflowError,
+    )
+    from ttasks.events.envelope import OpaqueEvent, RecordedEvent
+    from ttasks.events.status import RunStatus, TaskStatus, TaskType
+    from ttasks.handlers.context import TaskContext
+    from ttasks.handlers.copilot import (
+        CopilotAgentSession,
+        make_copilot_agent_handler,
+        make_copilot_prompt_handler,
+    )
+    from ttasks.model.event import TaskEvent, TaskEventType
+    from ttasks.model.graph import RecordedError, TaskGraph
+    from ttasks.model.result import TaskResult
+    from ttasks.model.retry import RetryPolicy
+    from ttasks.model.task import Task
+    from ttasks.runtime.bus import EventBus
+    from ttasks.runtime.executor import TaskExecutor
+    from ttasks.stores.ledger import InMemoryStore, SQLiteStore
+    from ttasks.stores.protocol import Store
+
+_HOMES: Final = {
+    "ttasks.errors": (
+        "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
+        "NotALedgerError", "SealedTaskError", "StreamConflictError", "TaskCancelled", "TaskExecutionError",
+        "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError", "WorkflowError",
+    ),
+    "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
+    "ttasks.events.status": ("RunStatus", "TaskStatus", "TaskType"),
+    "ttasks.handlers.context": ("TaskContext",),
+    "ttasks.handlers.copilot": (
+        "CopilotAgentSession", "make_copilot_agent_handler", "make_copilot_prompt_handler",
+    ),
+    "ttasks.model.event": ("TaskEvent", "TaskEventType"),
+    "ttasks.model.graph": ("RecordedError", "TaskGraph"),
+    "ttasks.model.result": ("TaskResult",),
+    "ttasks.model.retry": ("RetryPolicy",),
+    "ttasks.model.task": ("Task",),
+    "ttasks.runtime.bus": ("EventBus",),
+    "ttasks.runtime.executor": ("TaskExecutor",),
+    "ttasks.stores.ledger": ("InMemoryStore", "SQLiteStore"),
+    "ttasks.stores.protocol": ("Store",),
+}  # fmt: skip
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ttasks' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "AlreadyRunningError",
+    "CopilotAgentSession",
+    "DamagedLedgerError",
+    "EventBus",
+    "GraphError",
+    "InMemoryStore",
+    "LedgerError",
+    "LedgerUnwritableError",
+    "NotALedgerError",
+    "OpaqueEvent",
+    "RecordedError",
+    "RecordedEvent",
+    "RetryPolicy",
+    "RunStatus",
+    "SQLiteStore",
+    "SealedTaskError",
+    "Store",
+    "StreamConflictError",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskEvent",
+    "TaskEventType",
+    "TaskExecutionError",
+    "TaskExecutor",
+    "TaskGraph",
+    "TaskResult",
+    "TaskStatus",
+    "TaskTimeoutError",
+    "TaskType",
+    "TransitionError",
+    "TtasksError",
+    "UnknownEventError",
+    "WorkflowError",
+    "__version__",
+    "make_copilot_agent_handler",
+    "make_copilot_prompt_handler",
+]

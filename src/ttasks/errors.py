@@ -1,0 +1,127 @@
+"""Every exception of ttasks, as one tree under `TtasksError`.
+
+Each is also the built-in class that callers of such a library already catch, carries its parts as attributes, and
+says whether anything was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from subprocess import CompletedProcess
+
+    from ttasks.model.result import TaskResult
+
+
+class TtasksError(Exception):
+    """The root of everything that ttasks raises on purpose, but for wrong arguments."""
+
+
+class TaskCancelled(TtasksError):
+    """A task was cancelled. A handler may raise it; its text is then the result's error.
+
+    `completed` holds what a script had printed by then (None: nothing ran).
+    """
+
+    def __init__(self, message: str = "", completed: CompletedProcess[str] | None = None) -> None:
+        super().__init__(message)
+        self.completed = completed
+
+
+class TaskExecutionError(TtasksError, RuntimeError):
+    """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``."""
+
+    def __init__(self, message: str, completed: CompletedProcess[str] | None = None) -> None:
+        super().__init__(message)
+        self.completed = completed
+
+
+class TaskTimeoutError(TtasksError, TimeoutError):
+    """A task ran longer than its time-out. `completed` holds what was printed so far."""
+
+    def __init__(self, message: str, completed: CompletedProcess[str] | None = None) -> None:
+        super().__init__(message)
+        self.completed = completed
+
+
+class TransitionError(TtasksError, ValueError):
+    """A command that this state does not allow. Nothing was changed or written."""
+
+
+class SealedTaskError(TtasksError, AttributeError):
+    """A write to a SUCCEEDED task, which is immutable. Nothing was changed."""
+
+
+class AlreadyRunningError(TransitionError):
+    """A task or graph that is running already, here or in another process. Nothing was written."""
+
+
+class GraphError(TtasksError, ValueError):
+    """A graph that can't be run as it is: a cycle, a dependency that is not in it. Nothing was written."""
+
+
+class WorkflowError(TtasksError, ValueError):
+    """A workflow file that can't be used. Nothing was run or written.
+
+    `problems` holds one or more ``(line, task, text)``: the line from 1 (None: the file as a whole), the name of the
+    task (None: not inside one), and a sentence that says what is wrong and what is expected.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[tuple[int | None, str | None, str]]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self._line(*problem) for problem in self.problems))
+
+    def _line(self, line: int | None, task: str | None, text: str) -> str:
+        place = f"{self.path}:{line}" if line is not None else f"{self.path}"
+        return f"{place}: task '{task}': {text}" if task is not None else f"{place}: {text}"
+
+
+class LedgerError(TtasksError, RuntimeError):
+    """Something is wrong with a ledger file."""
+
+
+class NotALedgerError(LedgerError):
+    """The file is not a ledger, or one of a newer ttasks. It was left untouched."""
+
+
+class LedgerUnwritableError(LedgerError):
+    """The ledger can't be written: disk full, read-only, locked by a stranger, deleted, replaced.
+
+    Nothing of the append was written. `result` is what a task that had run ended with (None: nothing had run); the
+    task's handle keeps it as pending, and a later `save` records it.
+    """
+
+    def __init__(self, message: str, result: TaskResult | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class StreamConflictError(LedgerError):
+    """Somebody else appended to this stream first. Nothing was written: load again and decide again.
+
+    `stream`, `expected_version` (what the caller had seen) and `version` (what the ledger holds) are attributes.
+    """
+
+    def __init__(self, stream: str, expected_version: int, version: int, detail: str = "") -> None:
+        self.stream = stream
+        self.expected_version = expected_version
+        self.version = version
+        seen = f"{stream} has {version} events, {expected_version} were seen"
+        super().__init__(f"{detail or seen}; nothing was written: load it again and decide again")
+
+
+class UnknownEventError(LedgerError):
+    """A fold met an event type that this version of ttasks does not know, and that is not marked as ignorable."""
+
+
+class DamagedLedgerError(LedgerError):
+    """What is stored is not what ttasks writes: an event that can't be decoded, or facts out of order."""
+
+
+for _error in list(vars().values()):
+    if isinstance(_error, type) and issubclass(_error, TtasksError):
+        _error.__module__ = "ttasks"  # as tracebacks name it, and the only place to import it from

@@ -1,0 +1,1 @@
+"""Handlers do work and report back; they never record."""

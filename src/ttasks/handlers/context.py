@@ -1,0 +1,165 @@
+"""`TaskContext`: what a handler is given, and how it reports back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from ttasks.errors import TaskCancelled
+from ttasks.events.status import TaskStatus, TaskType
+from ttasks.model.task import Task
+
+ProgressEmitter = Callable[[float | None, str | None], None]
+
+
+class AttemptPort(Protocol):
+    """What the runtime does for the handler of a running attempt."""
+
+    @property
+    def number(self) -> int:
+        """Which attempt it is, from 1."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True once somebody asked for its cancel."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once its runner was told to stop at once; what becomes of the work is then unknown."""
+
+    def on_cancel(self, end: Callable[[], None]) -> None:
+        """Call `end`, once, from the thread that cancels or stops; at once where that was before."""
+
+    def environment(self) -> dict[str, str]:
+        """Return what child processes get on top of the runner's environment."""
+
+    def spawned(self, pid: int) -> None:
+        """Take note of a child process that leads a group of its own."""
+
+    def printed(self, stream: str, text: str) -> None:
+        """Take what it printed, as it was read."""
+
+    def finished_printing(self) -> None:
+        """Take note that nothing more will be printed."""
+
+
+class TaskContext:
+    """What one attempt runs, and how its handler reports back.
+
+    Args:
+        task: the task.
+        upstream: its direct dependencies by id.
+        progress_emitter: where `emit_progress` goes; an executor gives its own.
+
+    It holds what *this* attempt runs: editing the task meanwhile changes nothing here.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task] | None = None,
+        *,
+        progress_emitter: ProgressEmitter | None = None,
+    ) -> None:
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        self._task = task
+        self._upstream: Mapping[str, Task] = MappingProxyType(dict(upstream or {}))
+        self._progress_emitter = progress_emitter
+        self._port: AttemptPort | None = None
+        self.title: str = task.title
+        self.description: str = task.description
+        self.payload: str = task.payload
+        self.timeout: float | None = task.timeout
+        self.cwd: str | None = task.cwd
+        self.env: Mapping[str, str] = MappingProxyType(task.env)
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._task.id
+
+    @property
+    def type(self) -> TaskType:
+        """The task's type."""
+        return self._task.type
+
+    @property
+    def status(self) -> TaskStatus:
+        """Where the task stands now."""
+        return self._task.status
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1; for a context made by hand the number of those started."""
+        return self._port.number if self._port is not None else self._task.attempts
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the task was cancelled, or asked to: a handler that sees it should end."""
+        return self._task.is_cancelled or (self._port is not None and self._port.is_cancelled)
+
+    @property
+    def upstream(self) -> Mapping[str, Task]:
+        """The direct dependencies by id, read-only."""
+        return self._upstream
+
+    def raise_if_cancelled(self) -> None:
+        """Raise TaskCancelled once the task was cancelled."""
+        if self.cancelled:
+            raise TaskCancelled(f"Task '{self.id}' was cancelled")
+
+    def emit_progress(self, percent: float | None = None, message: str | None = None) -> None:
+        """Say how far the work is.
+
+        Args:
+            percent: from 0 to 100; it need not rise.
+            message: in words. One of both is needed.
+
+        Raises:
+            TypeError, ValueError: a wrong argument.
+            RuntimeError: the context was made by hand, without an executor.
+            TaskCancelled: the task was cancelled.
+        """
+        if percent is None and message is None:
+            raise ValueError("percent or message is required")
+        if percent is not None:
+            if isinstance(percent, bool) or not isinstance(percent, int | float):
+                raise TypeError(f"percent must be a number, got {type(percent).__name__}")
+            if not math.isfinite(percent) or not 0 <= percent <= 100:
+                raise ValueError(f"percent must be between 0 and 100, got {percent!r}")
+        if message is not None and not isinstance(message, str):
+            raise TypeError(f"message must be a str, got {type(message).__name__}")
+        self.raise_if_cancelled()
+        if self._progress_emitter is None:
+            raise RuntimeError("progress can't be emitted without an executor")
+        self._progress_emitter(percent, message)
+
+
+class DetachedPort:
+    """The port of a context that was made by hand: nobody records, and only its own flag cancels."""
+
+    number = 1
+    is_cancelled = False
+    is_stopped = False
+
+    def on_cancel(self, end: Callable[[], None]) -> None:
+        """Nothing: nobody can cancel."""
+
+    def environment(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
+
+    def spawned(self, pid: int) -> None:
+        """Nothing: nobody records."""
+
+    def printed(self, stream: str, text: str) -> None:
+        """Nothing: nobody records."""
+
+    def finished_printing(self) -> None:
+        """Nothing: nobody records."""
+
+
+TaskContext.__module__ = "ttasks"

@@ -1,0 +1,422 @@
+"""The event log: append, and nothing else, through one writer a process, many processes a file."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ttasks import clock
+from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
+from ttasks.events.facts import Fact, LedgerCreated, TaskCancelRequested
+from ttasks.log import files
+from ttasks.log.lock import WriterLock
+from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.reading import Readers
+from ttasks.log.runner import describe_git, describe_runner, git_root
+from ttasks.log.secrets import withhold
+from ttasks.log.transaction import Appended, Batch, Encoded, Transaction, first_event, runner_started
+from ttasks.version import __version__
+
+BUSY_TIMEOUT_S: Final = 30.0
+GROUP_MAX: Final = 256
+"""How many appends may share a commit: enough for every thread of a big pool."""
+DESCRIBE_WAIT_S: Final = 1.0
+"""How long closing waits for git to say what commit is checked out."""
+
+
+class _Request:
+    """One caller's append, waiting for its commit. `turn` is let go when it is settled, or has to lead."""
+
+    __slots__ = ("appended", "batches", "error", "leads", "turn")
+
+    def __init__(self, batches: Sequence[Encoded]) -> None:
+        self.batches = batches
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.leads = False
+        self.appended: list[Appended] | None = None
+        self.error: Exception | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.appended is not None or self.error is not None
+
+
+class EventLog:
+    """One ledger, opened for appending. Get it with `EventLog.open`; threads may share it.
+
+    `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions.
+    """
+
+    def __init__(self, path: Path | None, *, busy_timeout: float, durability: str) -> None:
+        self.path = path
+        self.ledger = ""
+        self.busy_timeout = busy_timeout
+        self.durability = durability
+        self.readers = Readers(path, self._shared)
+        self._users = 0
+        self._watchers: dict[str, Callable[[], None]] = {}
+        self._begin_unshared()
+        _LOGS.add(self)
+
+    def _begin_unshared(self) -> None:
+        """Set up what threads share and what the operating system hands out: at the start, and after a fork."""
+        self._mutex = threading.Lock()
+        self._queue: deque[_Request] = deque()
+        self._is_led = False
+        # Held while the connection is used: by whoever leads, and in memory by readers, who share it.
+        self._connection_lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._transaction: Transaction | None = None
+        self._lock = WriterLock(files.lock_path(self.path)) if self.path is not None else None
+        self._identity: tuple[int, int] | None = None
+        self._describer: threading.Thread | None = None
+        self._is_described = False
+
+    # --- opening and closing -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: Path | None, *, busy_timeout: float = BUSY_TIMEOUT_S, durability: str = "full") -> EventLog:
+        """Return the log of the ledger at `path`, made or migrated where needed; None: a new one in memory.
+
+        Within a process all who open one path share one log. Each of them has to `close` it.
+
+        Args:
+            busy_timeout: seconds to wait for other writers.
+            durability: ``"full"``, or ``"normal"``, which may lose the last commits on power loss.
+
+        Raises:
+            NotALedgerError: the file is something else, or a ledger of a newer ttasks. It was left untouched.
+            LedgerUnwritableError: it can't be made, locked or written here.
+        """
+        if durability not in ("full", "normal"):
+            raise ValueError(f"durability must be 'full' or 'normal', got {durability!r}")
+        if path is None:
+            log = cls(None, busy_timeout=busy_timeout, durability=durability)
+            log._open()
+            log._users = 1
+            return log
+        real = Path(os.path.realpath(path))
+        with _OPEN_LOCK:
+            shared = _OPEN.get(real)
+            if shared is None or not shared._is_in_place():
+                shared = cls(real, busy_timeout=busy_timeout, durability=durability)
+                shared._open()
+                _OPEN[real] = shared
+            elif shared.durability != durability:
+                raise LedgerError(f"{real} is open already with durability={shared.durability!r}; close that first")
+            shared._users += 1
+            return shared
+
+    def _open(self) -> None:
+        if self.path is not None:
+            files.schema_version(self.path)  # before anything is made beside a file that isn't ours
+        try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self._connect()
+        except (OSError, sqlite3.Error) as error:
+            self._forget()
+            if isinstance(error, TtasksError):
+                raise
+            raise self._unwritable(error) from error
+        except BaseException:
+            self._forget()
+            raise
+
+    def _connect(self) -> None:
+        if self.path is None and self.ledger != "":
+            raise LedgerError("this ledger was in memory, and is gone: it was closed, or this is a forked process")
+        if self.path is not None:
+            version = files.schema_version(self.path)
+            if version is None:
+                files.create(self.path)
+            connection = files.open_writer(self.path, durability=self.durability)
+            if version is not None and version < SCHEMA_VERSION:
+                files.upgrade(connection)
+            status = self.path.stat()
+            self._identity = (status.st_dev, status.st_ino)
+        else:
+            connection = files.open_writer(None, durability=self.durability)
+        connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout * 1000)}")
+        self._connection = connection
+        self._transaction = Transaction(connection)
+        if connection.execute("SELECT 1 FROM events LIMIT 1").fetchone() is None:
+            created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
+            self._transaction.commit([[first_event(created)]], clock.now)
+        first = self._transaction.ledger()
+        if self.ledger not in ("", first.ledger):
+            raise LedgerUnwritableError(f"{self.path} is not the ledger it was: it was replaced. Nothing was written")
+        self.ledger, self._digest_key = first.ledger, first.digest_key
+
+    def close(self) -> None:
+        """Give up this use of the log; the last one closes the file."""
+        with _OPEN_LOCK:
+            self._users -= 1
+            if self._users > 0:
+                return
+            if self.path is not None and _OPEN.get(self.path) is self:
+                del _OPEN[self.path]
+        if self._describer is not None:
+            self._describer.join(DESCRIBE_WAIT_S)
+        self.readers.close()
+        with self._connection_lock:
+            if self._connection is not None:
+                # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
+                with contextlib.suppress(LedgerUnwritableError, OSError), self._locked():
+                    self._connection.close()
+                self._connection.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._connection = None
+        self._transaction = None
+        if self._lock is not None:
+            self._lock.close()
+
+    def _is_in_place(self) -> bool:
+        if self.path is None:
+            return True
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return self._identity == (status.st_dev, status.st_ino)
+
+    def _after_fork(self) -> None:
+        # The parent's connections must not be closed here: that would drop the parent's locks.
+        _INHERITED.append((self._connection, self.readers.forget()))
+        if self._lock is not None:
+            self._lock.close()
+        self._begin_unshared()
+
+    # --- appending -----------------------------------------------------------------------------------------------
+
+    def append(self, *batches: Batch) -> list[Appended]:
+        """Add each batch to the end of its stream: all of them, or none.
+
+        Args:
+            batches: one per stream, each with what it expects of its stream (see `Batch`).
+
+        Returns:
+            For each batch, its facts as recorded and the state of its stream after them.
+
+        Raises:
+            StreamConflictError: somebody appended first. Nothing was written: load and decide again.
+            TransitionError: a fact can't follow in its stream's state. Nothing was written.
+            LedgerUnwritableError: the disk refused, or nobody let go of the ledger in time. Nothing was written.
+
+        On return the events survive power loss (``synchronous=FULL``, sqlite.org/pragma.html#pragma_synchronous).
+        Threads that append at the same time share a commit. An exception that comes from outside while this waits
+        (Ctrl-C) leaves it open whether the facts were written: load to see.
+        """
+        request = _Request([Encoded.of(batch, self._withheld) for batch in batches])
+        try:
+            with self._mutex:
+                self._queue.append(request)
+                request.leads, self._is_led = not self._is_led, True
+            if not request.leads:
+                request.turn.acquire()
+            while not request.is_settled:
+                self._commit(self._next_group())
+        finally:
+            self._step_down(request)
+        if request.error is not None:
+            raise request.error
+        assert request.appended is not None
+        self._tell(request.appended)
+        return request.appended
+
+    def replace_rows(self, tables: Sequence[str], refill: Callable[[sqlite3.Connection], int]) -> int:
+        """Empty these tables and let `refill` fill them again, in one commit; return what it returns.
+
+        Raises:
+            LedgerUnwritableError: the disk refused. The rows stay as they were.
+        """
+        try:
+            with self._connection_lock, self._locked():
+                if self._transaction is None:
+                    self._connect()
+                assert self._transaction is not None
+                return self._transaction.replace_rows(tables, refill)
+        except sqlite3.Error as error:
+            raise self._unwritable(error) from error
+
+    def _withheld(self, fact: Fact) -> Fact:
+        return withhold(fact, self._digest_key)
+
+    def _next_group(self) -> list[_Request]:
+        with self._mutex:
+            return [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
+
+    def _step_down(self, request: _Request) -> None:
+        """Take back a request that is not settled, and hand the lead, where this thread has it, to the next."""
+        with self._mutex:
+            if not request.is_settled and request in self._queue:
+                self._queue.remove(request)
+            if request.leads:
+                request.leads = False
+                if self._queue:
+                    self._queue[0].leads = True
+                    self._queue[0].turn.release()
+                else:
+                    self._is_led = False
+
+    def _commit(self, group: list[_Request]) -> None:
+        """Settle every request of the group: in one commit, or each in its own where that fails."""
+        try:
+            self._commit_together(group)
+        except Exception as error:  # noqa: BLE001 - it goes to the caller whose append this is
+            if len(group) == 1:
+                group[0].error = error
+            else:
+                for request in group:
+                    self._commit([request])
+        except BaseException:
+            # Ctrl-C is meant for this thread's own append; the others have theirs, or go on with the next leader.
+            if self._transaction is not None and self._transaction.committed is not None:
+                self._settle(group, self._transaction.committed)
+            with self._mutex:
+                self._queue.extendleft(request for request in reversed(group) if not request.is_settled)
+            self._wake(group)
+            raise
+        self._wake(group)
+
+    def _wake(self, group: list[_Request]) -> None:
+        for request in group:
+            if request.is_settled and not request.leads and request.turn.locked():
+                request.turn.release()
+
+    def _settle(self, group: list[_Request], outcomes: list[list[Appended] | Exception]) -> None:
+        # This process may have been registered in the same commit, ahead of the group.
+        for request, outcome in zip(group, outcomes[-len(group) :], strict=True):
+            if isinstance(outcome, Exception):
+                request.error = outcome
+            else:
+                request.appended = outcome
+
+    def _commit_together(self, group: list[_Request]) -> None:
+        try:
+            with self._connection_lock, self._locked():
+                if self._connection is None:
+                    self._connect()
+                elif not self._is_in_place():
+                    # SQLite would go on writing into a file that has lost its name, and lose it with the process.
+                    raise LedgerUnwritableError(
+                        f"the ledger {self.path} was deleted or replaced while it was in use; nothing was written. "
+                        "Put it back, or open the new one"
+                    )
+                assert self._transaction is not None
+                wanted = [request.batches for request in group]
+                if self._transaction.runner is None:
+                    wanted.insert(0, [runner_started(f"runner-{clock.new_id()}", describe_runner())])
+                self._settle(group, self._transaction.commit(wanted, clock.now))
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, TtasksError):
+                raise
+            raise self._unwritable(error) from error
+        if not self._is_described:
+            self._describe_runner()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._lock is None:
+            yield
+            return
+        if not self._lock.acquire(self.busy_timeout):
+            raise LedgerUnwritableError(
+                f"the ledger {self.path} was locked by another process for {self.busy_timeout:g} seconds; "
+                "nothing was written. Try again when it is done, or raise busy_timeout"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _unwritable(self, error: Exception) -> LedgerUnwritableError:
+        what = f"the ledger {self.path or files.MEMORY} can't be written: {error}; nothing was written"
+        if "locked" in str(error):
+            what += f". Another program holds it, and {self.busy_timeout:g} seconds were not enough"
+        return LedgerUnwritableError(what)
+
+    # --- who is told, who appends ------------------------------------------------------------------------------------
+
+    def watch(self, stream: str, heard: Callable[[], None]) -> None:
+        """Call `heard` when somebody in this process asks for the cancel of what `stream` is about."""
+        self._watchers[stream] = heard
+
+    def unwatch(self, stream: str) -> None:
+        """Forget the watcher of `stream`."""
+        self._watchers.pop(stream, None)
+
+    def _tell(self, appended: list[Appended]) -> None:
+        if not self._watchers:
+            return
+        for batch in appended:
+            if any(isinstance(event.fact, TaskCancelRequested) for event in batch.records):
+                heard = self._watchers.get(batch.records[0].stream)
+                if heard is not None:
+                    heard()
+
+    def _describe_runner(self) -> None:
+        """Find out about the git checkout in a thread: it can take long, and no run waits for it."""
+        self._is_described = True
+        root = git_root()
+        position = self._transaction.runner if self._transaction is not None else None
+        if root is None or position is None:
+            return
+
+        def describe() -> None:
+            fact = describe_git(root)
+            runner = self.readers.runner(position)
+            if runner is not None:
+                with contextlib.suppress(LedgerError):  # a ledger that went away meanwhile lacks only this
+                    self.append(Batch(f"runner-{runner.id}", [fact], None, position))
+
+        self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
+        self._describer.start()
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection of a ledger in memory to a reader."""
+        with self._connection_lock:
+            if self._connection is None:
+                self._connect()
+            assert self._connection is not None
+            yield self._connection
+
+    def __repr__(self) -> str:
+        return f"EventLog({str(self.path or files.MEMORY)!r})"
+
+
+_OPEN: dict[Path, EventLog] = {}
+_OPEN_LOCK = threading.Lock()
+_LOGS: weakref.WeakSet[EventLog] = weakref.WeakSet()
+_INHERITED: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    global _OPEN_LOCK
+    _OPEN_LOCK = threading.Lock()
+    for log in list(_LOGS):
+        log._after_fork()
+
+
+def _at_exit() -> None:
+    """Let the runner's description be recorded, for a moment, where a program ends without closing its store."""
+    for log in list(_OPEN.values()):
+        if log._describer is not None:
+            log._describer.join(DESCRIBE_WAIT_S)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

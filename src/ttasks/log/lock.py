@@ -1,0 +1,71 @@
+"""The lock between processes that write one ledger: fair, and gone with whoever held it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+
+class WriterLock:
+    """An advisory `flock` on a side file. One thread of a process holds it at a time (the caller sees to that).
+
+    SQLite's own lock would keep the data safe, but it polls: of two busy writers one starves for seconds. flock wakes
+    waiters in turn.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Wait for the lock; return False when `timeout_s` seconds went by without it.
+
+        Raises:
+            OSError: the side file can't be made or locked here.
+        """
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._wait(timeout_s)
+        return True
+
+    def _wait(self, timeout_s: float) -> bool:
+        # A blocking flock can't be given a time-out, so a thread blocks in it. Where the wait ends first, the thread
+        # keeps the descriptor and closes it, with the lock that came too late, and the next wait opens another.
+        descriptor = self._descriptor
+        assert descriptor is not None
+        state = threading.Lock()
+        waiting = True
+        granted = threading.Event()
+
+        def block() -> None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with state:
+                if waiting:
+                    granted.set()
+                else:
+                    os.close(descriptor)
+
+        threading.Thread(target=block, name="ttasks-lock", daemon=True).start()
+        try:
+            return granted.wait(timeout_s)
+        finally:
+            with state:
+                waiting = False
+                if not granted.is_set():
+                    self._descriptor = None
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give up the side file, and with it the lock."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,293 @@
+"""One write transaction: check what each caller expects, give out places, chain, fold, insert, commit."""
+
+from __future__ import annotations
+
+import copy
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from ttasks.errors import DamagedLedgerError, StreamConflictError
+from ttasks.events.codec import decode, encode, iso
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
+from ttasks.log.chain import GENESIS, event_hash
+from ttasks.log.projection import LEDGER_STREAM, StreamFold, TaskFold, load_fold
+from ttasks.state.task import TaskState
+
+FOLDS_KEPT_MAX: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What facts of a running attempt expect: that this attempt still runs, or waits for its retry.
+
+    A start, success or failure is refused too while a cancel was asked for that its runner has not heard of.
+    """
+
+    attempt: int
+    knows_cancel: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Facts for one stream, oldest first.
+
+    `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or None
+    for requests, which conflict with nothing. `cause` is the position of the event that led to these facts, or an
+    earlier batch of the same append, whose last event did.
+    """
+
+    stream: str
+    facts: Sequence[Fact]
+    expected: int | Owned | None
+    cause: int | Batch | None = None
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of a batch: its facts as recorded, and the state of its stream after them."""
+
+    records: list[RecordedEvent]
+    state: Any
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch with its facts in the form that is stored, made before the lock is taken."""
+
+    batch: Batch
+    facts: list[tuple[Fact, str]]
+
+    @classmethod
+    def of(cls, batch: Batch, withheld: Callable[[Fact], Fact]) -> Encoded:
+        """Encode a batch; what must not be recorded is withheld first."""
+        return cls(batch, [_stored(withheld(fact)) for fact in batch.facts])
+
+
+def _stored(fact: Fact) -> tuple[Fact, str]:
+    data = encode(fact)
+    # Text that JSON can't tell apart (two surrogates that make one character) is folded as it will be read back.
+    if "\\ud" in data:
+        read = decode(type(fact).__name__, fact.TYPE_VERSION, data)
+        assert isinstance(read, Fact)
+        fact = read
+    return fact, data
+
+
+class _Staged:
+    """What a transaction is about to write, request by request."""
+
+    def __init__(self, position: int, before: bytes, recorded_at: datetime, runner: int | None) -> None:
+        self.position = position
+        self.hash = before
+        self.recorded_at = recorded_at
+        self.recorded_at_text = iso(recorded_at)
+        self.runner = runner
+        self.folds: dict[str, StreamFold] = {}
+        self.rows: list[tuple[Any, ...]] = []
+
+
+class Transaction:
+    """The writer's side of one connection. Only one thread uses it at a time, under the writer lock.
+
+    `runner` is the position of this process's RunnerStarted, None until one is committed. `committed` is what the last
+    call of `commit` committed, also where it was interrupted right after that; None where it committed nothing.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._head = 0
+        self._head_hash = GENESIS
+        self._folds: dict[str, StreamFold] = {}
+        self.runner: int | None = None
+        self.committed: list[list[Appended] | Exception] | None = None
+
+    def ledger(self) -> LedgerCreated:
+        """Return what event 1 says.
+
+        Raises:
+            DamagedLedgerError: it is missing, or not a LedgerCreated.
+        """
+        row = self._connection.execute("SELECT type, type_version, data FROM events WHERE position = 1").fetchone()
+        fact = decode(*row) if row is not None else None
+        if not isinstance(fact, LedgerCreated):
+            raise DamagedLedgerError("event 1 is not a LedgerCreated; `ttasks verify` says more")
+        return fact
+
+    def commit(
+        self, group: Sequence[Sequence[Encoded]], at: Callable[[], datetime]
+    ) -> list[list[Appended] | Exception]:
+        """Append what every request of the group wants, in one commit.
+
+        Returns:
+            For each request what was appended, or why it was refused; a refusal leaves the others alone.
+
+        Raises:
+            sqlite3.Error: the database refused. Nothing of any request was written.
+        """
+        connection = self._connection
+        outcomes: list[list[Appended] | Exception] = []
+        self.committed = None
+        has_all = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._read_head()
+            staged = _Staged(self._head, self._head_hash, at(), self.runner)
+            outcomes.extend(self._stage_request(staged, request) for request in group)
+            self._write(staged)
+            has_all = True
+            connection.execute("COMMIT")
+            self.committed = outcomes
+        except BaseException:
+            # Whatever was cached may not be what is stored; Ctrl-C can come between COMMIT and the lines below.
+            self._folds.clear()
+            self._head = -1
+            self.runner = None
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            elif has_all:
+                self.committed = outcomes
+            raise
+        self._head, self._head_hash, self.runner = staged.position, staged.hash, staged.runner
+        self._keep(staged.folds)
+        return outcomes
+
+    def _read_head(self) -> None:
+        head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
+        position, before = head if head is not None else (0, GENESIS)
+        if position != self._head:
+            self._folds.clear()
+        self._head, self._head_hash = position, before
+
+    def _keep(self, folds: dict[str, StreamFold]) -> None:
+        if len(self._folds) + len(folds) > FOLDS_KEPT_MAX:
+            self._folds.clear()
+        for stream, fold in folds.items():
+            if isinstance(fold.state, TaskState) and fold.state.status.is_sink:
+                self._folds.pop(stream, None)
+            else:
+                self._folds[stream] = fold
+
+    def _stage_request(self, staged: _Staged, request: Sequence[Encoded]) -> list[Appended] | Exception:
+        position, before, rows, runner = staged.position, staged.hash, len(staged.rows), staged.runner
+        folds: dict[str, StreamFold] = {}
+        try:
+            appended = self._stage_batches(staged, request, folds)
+        except Exception as refusal:  # noqa: BLE001 - it goes to the caller whose request this is, and to no other
+            staged.position, staged.hash, staged.runner = position, before, runner
+            del staged.rows[rows:]
+            return refusal
+        staged.folds.update(folds)
+        return appended
+
+    def _stage_batches(
+        self, staged: _Staged, request: Sequence[Encoded], folds: dict[str, StreamFold]
+    ) -> list[Appended]:
+        appended: list[Appended] = []
+        last: dict[int, int] = {}
+        for encoded in request:
+            batch = encoded.batch
+            fold = folds.get(batch.stream)
+            if fold is None:
+                fold = folds[batch.stream] = copy.copy(self._fold(staged, batch.stream))
+            _check(batch, fold)
+            cause = last[id(batch.cause)] if isinstance(batch.cause, Batch) else batch.cause
+            records = [self._place(staged, batch.stream, fold, fact, data, cause) for fact, data in encoded.facts]
+            last[id(batch)] = staged.position
+            appended.append(Appended(records, fold.state))
+        return appended
+
+    def _fold(self, staged: _Staged, stream: str) -> StreamFold:
+        fold = staged.folds.get(stream) or self._folds.get(stream)
+        return fold if fold is not None else load_fold(self._connection, stream)
+
+    def _place(
+        self, staged: _Staged, stream: str, fold: StreamFold, fact: Fact, data: str, cause: int | None
+    ) -> RecordedEvent:
+        staged.position += 1
+        if isinstance(fact, RunnerStarted):
+            staged.runner = staged.position
+        runner = staged.runner if not isinstance(fact, LedgerCreated) else None
+        columns = (
+            staged.position,
+            stream,
+            fold.version + 1,
+            type(fact).__name__,
+            fact.TYPE_VERSION,
+            staged.recorded_at_text,
+            runner,
+            cause,
+            data,
+        )
+        staged.hash = event_hash(staged.hash, columns)
+        staged.rows.append((*columns, staged.hash))
+        event = RecordedEvent(
+            staged.position, stream, fold.version + 1, staged.recorded_at, runner, cause, fact, staged.hash
+        )
+        fold.apply(event)
+        return event
+
+    def _write(self, staged: _Staged) -> None:
+        self._connection.executemany(
+            "INSERT INTO events (position, stream, version, type, type_version, recorded_at, runner, cause, data, hash)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            staged.rows,
+        )
+        for fold in staged.folds.values():
+            fold.write(self._connection)
+
+    def replace_rows(self, tables: Iterable[str], refill: Callable[[sqlite3.Connection], int]) -> int:
+        """Empty these tables and let `refill` fill them again, in one commit; return what it returns."""
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for table in tables:
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608
+            count = refill(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._folds.clear()
+        return count
+
+
+def first_event(fact: LedgerCreated) -> Encoded:
+    """Return the request that makes a ledger of an empty log."""
+    return Encoded(Batch(LEDGER_STREAM, [fact], 0), [(fact, encode(fact))])
+
+
+def runner_started(stream: str, fact: RunnerStarted) -> Encoded:
+    """Return the request that registers this process."""
+    return Encoded(Batch(stream, [fact], 0), [(fact, encode(fact))])
+
+
+def _check(batch: Batch, fold: StreamFold) -> None:
+    expected = batch.expected
+    if isinstance(expected, int):
+        if fold.version != expected:
+            raise StreamConflictError(batch.stream, expected, fold.version)
+    elif isinstance(expected, Owned):
+        state = fold.state if isinstance(fold, TaskFold) else None
+        if state is None or not state.is_owned or state.attempts != expected.attempt:
+            raise StreamConflictError(
+                batch.stream,
+                fold.version,
+                fold.version,
+                f"attempt {expected.attempt} of {batch.stream} no longer runs: somebody else recorded its end",
+            )
+        if state.cancel_requested_by is not None and not expected.knows_cancel and _ignores_cancel(batch.facts):
+            raise CancelUnheardError(batch.stream, fold.version, fold.version, f"{batch.stream} was asked to cancel")
+
+
+def _ignores_cancel(facts: Sequence[Fact]) -> bool:
+    return any(isinstance(fact, TaskStarted | TaskSucceeded | TaskFailed) for fact in facts)
+
+
+class CancelUnheardError(StreamConflictError):
+    """A cancel was recorded that the attempt's runner has not heard of: it decides again, and cancels."""

@@ -1,0 +1,571 @@
+"""`Task`: a handle over what is recorded of a task, plus what is pending."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from subprocess import CompletedProcess
+from typing import Any, Protocol
+
+from ttasks import clock
+from ttasks.events.codec import iso
+from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
+from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.model.result import TaskResult, loaded_result
+from ttasks.state import decide
+from ttasks.state.record import evolve
+from ttasks.state.task import TaskState, apply, snapshot
+from ttasks.state.transitions import TRANSITIONS
+
+
+class History(Protocol):
+    """Where a loaded handle reads what its row does not hold."""
+
+    def printed(self, task_id: str, attempt: int) -> dict[str, str]:
+        """Return what an attempt printed."""
+
+    def returned(self, task_id: str, attempt: int) -> str | None:
+        """Return the text that an attempt's handler returned."""
+
+    def whole_task(self, task_id: str) -> TaskState | None:
+        """Return the task with its errors whole."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a handle wants recorded: facts for its stream, of which it has seen `expected` events."""
+
+    facts: tuple[TaskFact, ...]
+    expected: int
+    pending: tuple[TaskFact, ...] = ()
+
+
+def _check_str(value: object, name: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+
+
+def _check_timeout(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"timeout must be a number or None, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"timeout must be greater than 0, got {value!r}")
+
+
+def _check_error(value: object) -> None:
+    if value is not None:
+        _check_str(value, "error")
+
+
+def _check_env(env: object) -> dict[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of str to str, got {type(env).__name__}")
+    for name, value in env.items():
+        _check_str(name, "an env name")
+        _check_str(value, f"env[{name!r}]")
+        if name == "" or "=" in name or "\0" in name or "\0" in value:
+            raise ValueError(f"env[{name!r}] can't be set: no name may be empty or hold '=', nothing may hold NUL")
+    return dict(env) or None
+
+
+class Task:
+    """A unit of work.
+
+    Args:
+        title: what people call it.
+        payload: what to do: a script, a prompt, or what your handler makes of it.
+        type: which handler runs it.
+        description: more about it.
+        error: what went wrong with it so far.
+        timeout: seconds, greater than 0; None for no limit.
+        created_at: default: now. A naive datetime is local time.
+        cwd: the folder it runs in; None for that of whoever runs it.
+        env: extra environment variables. Values of names that look secret are never recorded (SPEC §8).
+        on_interrupted: ``"rerun"``, ``"fail"`` or ``"ask"``: what becomes of it when its runner dies.
+        name: what it is called in its workflow; default: the title.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a value out of range.
+
+    It is safe to use from several threads. Once SUCCEEDED it is immutable: writing raises AttributeError.
+    """
+
+    __slots__ = (
+        "__weakref__", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
+        "_result", "_seen", "_view", "_withheld",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        title: str,
+        payload: str,
+        type: TaskType,
+        description: str = "",
+        error: str | None = None,
+        timeout: float | None = None,
+        created_at: datetime | None = None,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_interrupted: str = "rerun",
+        name: str | None = None,
+    ) -> None:
+        _check_str(title, "title")
+        _check_str(payload, "payload")
+        if not isinstance(type, TaskType):
+            raise TypeError(f"type must be a TaskType, got {type!r}")
+        _check_str(description, "description")
+        _check_error(error)
+        _check_timeout(timeout)
+        if created_at is not None and not isinstance(created_at, datetime):
+            raise TypeError(f"created_at must be a datetime, got {created_at!r}")
+        if cwd is not None:
+            _check_str(cwd, "cwd")
+        if name is not None:
+            _check_str(name, "name")
+        extra = _check_env(env)
+        self._begin(
+            TaskState(
+                id=clock.new_id(),
+                name=name if name is not None else title,
+                title=title,
+                type=type,
+                status=TaskStatus.PENDING,
+                payload=payload,
+                description=description,
+                created_at=clock.now() if created_at is None else clock.aware(created_at),
+                timeout=timeout,
+                cwd=cwd,
+                env=extra,
+                env_digests=None,
+                on_interrupted=OnInterrupted(on_interrupted),
+                derived_from=None,
+                version=0,
+                error=error,
+            )
+        )
+        self._keep_env(extra)
+
+    def _begin(self, state: TaskState) -> None:
+        self._lock = threading.RLock()
+        self._recorded = self._view = state
+        self._pending: list[TaskFact] = []
+        self._ledger: str | None = None
+        self._seen: dict[str, int] = {}
+        self._is_as_made = True
+        self._withheld: Mapping[str, str] | None = None
+        self._result: TaskResult | None = None
+        self._history: History | None = None
+        self._on_cancel: Callable[[], None] | None = None
+
+    def _keep_env(self, env: Mapping[str, str] | None) -> None:
+        """Keep the values that were given: what the ledger withholds stays on the handle, and runs."""
+        self._withheld = env
+
+    @classmethod
+    def bash(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
+        """Return a task that runs a Bash script; the other fields are as in `Task`."""
+        return cls._made(TaskType.BASH, payload, title, fields)
+
+    @classmethod
+    def powershell(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
+        """Return a task that runs a PowerShell script; the other fields are as in `Task`."""
+        return cls._made(TaskType.POWERSHELL, payload, title, fields)
+
+    @classmethod
+    def prompt(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
+        """Return a task that asks GitHub Copilot, in one turn without tools; the other fields are as in `Task`."""
+        return cls._made(TaskType.PROMPT, payload, title, fields)
+
+    @classmethod
+    def agent(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
+        """Return a task that instructs a GitHub Copilot agent; the other fields are as in `Task`."""
+        return cls._made(TaskType.AGENT, payload, title, fields)
+
+    @classmethod
+    def _made(cls, type_: TaskType, payload: str, title: str, fields: dict[str, Any]) -> Task:
+        taken = {"title", "payload", "type", "error", "created_at"} & fields.keys()
+        if taken:
+            raise TypeError(f"Task.{type_}() got an unexpected keyword argument '{sorted(taken)[0]}'")
+        return cls(title, payload, type_, **fields)
+
+    @classmethod
+    def _load(cls, state: TaskState, ledger: str, history: History) -> Task:
+        """Return a handle over what a ledger holds of a task."""
+        task = object.__new__(cls)
+        task._begin(state)
+        task._ledger = ledger
+        task._seen[ledger] = state.version
+        task._is_as_made = False
+        task._history = history
+        return task
+
+    # --- what it shows -----------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """A uuid, fixed at birth."""
+        return self._view.id
+
+    @property
+    def name(self) -> str:
+        """What it is called in its workflow."""
+        return self._view.name
+
+    @property
+    def type(self) -> TaskType:
+        """Which handler runs it."""
+        return self._view.type
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made: aware UTC."""
+        return self._view.created_at
+
+    @property
+    def cwd(self) -> str | None:
+        """The folder it runs in; None for that of whoever runs it."""
+        return self._view.cwd
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
+        view = self._view
+        return {**(view.env_digests or {}), **(view.env or {}), **(self._withheld or {})}
+
+    @property
+    def on_interrupted(self) -> str:
+        """What becomes of it when its runner dies: ``"rerun"``, ``"fail"`` or ``"ask"``."""
+        return self._view.on_interrupted.value
+
+    @property
+    def status(self) -> TaskStatus:
+        """Where it stands."""
+        return self._view.status
+
+    @property
+    def blocked_by(self) -> str | None:
+        """The id of the direct dependency that blocked it."""
+        return self._view.blocked_by
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts were started."""
+        return self._view.attempts
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self._view.title
+
+    @title.setter
+    def title(self, value: str) -> None:
+        _check_str(value, "title")
+        self._revise("title", value)
+
+    @property
+    def payload(self) -> str:
+        """What to do."""
+        return self._view.payload
+
+    @payload.setter
+    def payload(self, value: str) -> None:
+        _check_str(value, "payload")
+        self._revise("payload", value)
+
+    @property
+    def description(self) -> str:
+        """More about it."""
+        return self._view.description
+
+    @description.setter
+    def description(self, value: str) -> None:
+        _check_str(value, "description")
+        self._revise("description", value)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that an attempt may take; None for no limit."""
+        return self._view.timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        _check_timeout(value)
+        self._revise("timeout", value)
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong; None after success."""
+        with self._lock:
+            if self._view.error_length is not None:
+                whole = self._whole_error()
+                self._view = evolve(self._view, error=whole, error_length=None)
+            return self._view.error
+
+    @error.setter
+    def error(self, value: str | None) -> None:
+        _check_error(value)
+        self._revise("error", value)
+
+    @property
+    def result(self) -> TaskResult | None:
+        """How its latest attempt ended; None before that, while it runs, and after a status set by hand."""
+        with self._lock:
+            ending = self._view.result
+            if ending is None:
+                return None
+            if self._result is None:
+                self._result = self._loaded_result()
+            return self._result
+
+    def _whole_error(self) -> str | None:
+        state = self._history.whole_task(self.id) if self._history is not None else None
+        if state is None:
+            return self._view.error
+        if state.error_length is None or state.result is None or state.result.attempt is None or not self._history:
+            return state.error
+        return self._history.printed(self.id, state.result.attempt)["stderr"]
+
+    def _loaded_result(self) -> TaskResult:
+        ending, history = self._view.result, self._history
+        assert ending is not None
+        attempt = ending.attempt
+        readers: dict[str, Callable[[], str | None]] = {}
+        fields: dict[str, Any] = {}
+        if attempt is None or history is None:
+            fields["output"] = ""
+        else:
+            printed = history.printed
+            readers["output"] = lambda: history.returned(self.id, attempt) or printed(self.id, attempt)["stdout"]
+        if ending.error_length is None or history is None or attempt is None:
+            fields["error"] = ending.error
+        else:
+            readers["error"] = lambda: self._whole_result_error(history, attempt)
+        return loaded_result(
+            readers,
+            task_id=self.id,
+            status=ending.status,
+            started_at=ending.started_at,
+            finished_at=ending.finished_at,
+            duration=ending.duration,
+            returncode=ending.returncode,
+            termination_reason=ending.reason,
+            **fields,
+        )
+
+    def _whole_result_error(self, history: History, attempt: int) -> str | None:
+        state = history.whole_task(self.id)
+        if state is None or state.result is None or state.result.error_length is None:
+            return state.result.error if state is not None and state.result is not None else None
+        return history.printed(self.id, attempt)["stderr"]
+
+    # --- predicates --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_pending(self) -> bool:
+        """True while it was neither started nor blocked nor cancelled."""
+        return self.status is TaskStatus.PENDING
+
+    @property
+    def is_running(self) -> bool:
+        """True while an attempt runs."""
+        return self.status is TaskStatus.RUNNING
+
+    @property
+    def is_succeeded(self) -> bool:
+        """True once it succeeded."""
+        return self.status is TaskStatus.SUCCEEDED
+
+    @property
+    def is_failed(self) -> bool:
+        """True when its latest attempt failed."""
+        return self.status is TaskStatus.FAILED
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True once it was cancelled."""
+        return self.status is TaskStatus.CANCELLED
+
+    @property
+    def is_blocked(self) -> bool:
+        """True when a dependency kept it from running."""
+        return self.status is TaskStatus.BLOCKED
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True when its runner died: what became of the work is unknown."""
+        return self.status is TaskStatus.INTERRUPTED
+
+    @property
+    def is_terminal(self) -> bool:
+        """True unless it is PENDING or RUNNING."""
+        return not self.status.is_active
+
+    @property
+    def is_done(self) -> bool:
+        """True once it succeeded."""
+        return self.is_succeeded
+
+    # --- what changes it ---------------------------------------------------------------------------------------------
+
+    def can_transition_to(self, status: TaskStatus) -> bool:
+        """True when the table of transitions has a way from here to `status`.
+
+        Raises:
+            TypeError: `status must be a TaskStatus`.
+        """
+        if not isinstance(status, TaskStatus):
+            raise TypeError(f"status must be a TaskStatus, got {status!r}")
+        return any(before is self.status and after is status for (before, _), after in TRANSITIONS.items())
+
+    def transition_to(self, status: TaskStatus, error: str | None = None) -> None:
+        """Set the status by hand, and `error` where one is given; RUNNING and SUCCEEDED clear it.
+
+        Raises:
+            TypeError: `status` is no TaskStatus.
+            AlreadyRunningError: an attempt runs. Cancelling that is a request to its runner.
+            TransitionError: the table has no such move. Nothing was changed.
+        """
+        if not isinstance(status, TaskStatus):
+            raise TypeError(f"status must be a TaskStatus, got {status!r}")
+        _check_error(error)
+        with self._lock:
+            self._propose(decide.transition(self._view, status, error, clock.whoami()))
+        self._tell_owner()
+
+    def cancel(self) -> None:
+        """Cancel it, or ask whoever runs it to; nothing after SUCCEEDED. Repeating it is harmless."""
+        with self._lock:
+            self._propose(decide.cancel(self._view, clock.whoami()))
+        self._tell_owner()
+
+    def _tell_owner(self) -> None:
+        on_cancel = self._on_cancel
+        if on_cancel is not None and self._view.cancel_requested_by is not None:
+            on_cancel()
+
+    def _revise(self, field: str, value: Any) -> None:
+        with self._lock:
+            self._propose(decide.revise(self._view, field, value))
+
+    def _propose(self, facts: Sequence[TaskFact]) -> None:
+        """Take facts that nobody has recorded yet. The lock is held."""
+        if not facts:
+            return
+        before = self._view.result
+        for fact in facts:
+            self._view = apply(self._view, fact, task_id=self._view.id, version=self._view.version)
+        if self._view.result is not before:
+            self._result = None
+        self._is_as_made = False
+        if self._ledger is None:
+            self._recorded = self._view
+        else:
+            self._pending.extend(facts)
+
+    # --- for whoever records it --------------------------------------------------------------------------------------
+
+    def _proposal(self, ledger: str) -> Proposal:
+        """Return what is to be recorded of this handle in a ledger; no facts: nothing."""
+        with self._lock:
+            if self._ledger == ledger:
+                pending = tuple(self._pending)
+                return Proposal(pending, self._recorded.version, pending)
+            seen = self._seen.get(ledger, 0)
+            state = self._with_given_env(self._view)
+            if self._is_as_made and not seen:
+                return Proposal((_created(state),), 0)
+            return Proposal(self._import(state), seen)
+
+    def _reimport(self, expected: int) -> Proposal:
+        """Return what brings back a task that was deleted, whatever this handle has seen."""
+        with self._lock:
+            return Proposal(self._import(self._with_given_env(self._view)), expected, tuple(self._pending))
+
+    def _import(self, state: TaskState) -> tuple[TaskFact, ...]:
+        imported = TaskImported(snapshot(state), ledger=self._ledger)
+        result, at = self.result, iso(clock.now())
+        if result is None or state.result is None or state.result.attempt is None:
+            return (imported,)
+        chunks: list[Chunk] = [("stdout", at, result.output)] if result.output else []
+        stderr = self._printed_errors(result, state.result.attempt)
+        if stderr:
+            chunks.append(("stderr", at, stderr))
+        return (imported, TaskOutput(state.result.attempt, tuple(chunks))) if chunks else (imported,)
+
+    def _printed_errors(self, result: TaskResult, attempt: int) -> str:
+        if isinstance(result.raw, CompletedProcess) and isinstance(result.raw.stderr, str):
+            return result.raw.stderr
+        return self._history.printed(self.id, attempt)["stderr"] if self._history is not None else ""
+
+    def _with_given_env(self, state: TaskState) -> TaskState:
+        if not self._withheld:
+            return state
+        digests = {name: value for name, value in (state.env_digests or {}).items() if name not in self._withheld}
+        return evolve(state, env={**(state.env or {}), **self._withheld}, env_digests=digests or None)
+
+    def _committed(self, ledger: str, state: TaskState, pending: Collection[TaskFact], history: History | None) -> None:
+        """Take note that a ledger now has the task at `state`, these of the handle's facts included."""
+        with self._lock:
+            self._recorded = state
+            self._ledger = ledger
+            self._seen[ledger] = state.version
+            self._history = history if history is not None else self._history
+            self._is_as_made = False
+            if self._pending:
+                taken = set(map(id, pending))
+                self._pending = [fact for fact in self._pending if id(fact) not in taken]
+            view = state
+            for fact in self._pending:
+                view = apply(view, fact, task_id=view.id, version=view.version)
+            self._view = view
+
+    def _ended(self, result: TaskResult) -> None:
+        """Take the very result that `execute` returns: unlike what is recorded, it has everything."""
+        with self._lock:
+            self._result = result
+            if self._view.error_length is not None:
+                self._view = evolve(self._view, error=result.error, error_length=None)
+
+    def _advance(self, facts: Sequence[TaskFact]) -> None:
+        """Take facts of an attempt that no ledger has: there is none, or it can't be written (they stay pending)."""
+        with self._lock:
+            self._propose(facts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Task(id={self.id!r}, title={self.title!r}, status={self.status})"
+
+
+def _created(state: TaskState) -> TaskCreated:
+    return TaskCreated(
+        name=state.name,
+        title=state.title,
+        type=state.type,
+        payload=state.payload,
+        description=state.description,
+        created_at=state.created_at,
+        on_interrupted=state.on_interrupted,
+        timeout=state.timeout,
+        cwd=state.cwd,
+        env=state.env,
+        env_digests=state.env_digests,
+        error=state.error,
+        derived_from=state.derived_from,
+    )
+
+
+Task.__module__ = "ttasks"

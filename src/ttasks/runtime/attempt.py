@@ -1,0 +1,426 @@
+"""One attempt at one task: what it runs, how it ends, and what is recorded of that.
+
+This is the seam: a specification goes in, facts come out.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from ttasks import clock
+from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError
+from ttasks.events.codec import iso
+from ttasks.events.facts import (
+    AttemptEnd,
+    Chunk,
+    ProcessSpawned,
+    TaskFact,
+    TaskFailed,
+    TaskInterrupted,
+    TaskOutput,
+    TaskProgressed,
+    TaskStarted,
+    TaskSucceeded,
+)
+from ttasks.events.facts import (
+    TaskCancelled as TaskCancelledFact,
+)
+from ttasks.events.status import TaskStatus, TerminationReason
+from ttasks.handlers.context import TaskContext
+from ttasks.log.runner import process_start
+from ttasks.model.event import TaskEvent, TaskEventType
+from ttasks.model.result import TaskResult
+from ttasks.model.retry import RetryPolicy, qualified_name
+from ttasks.model.task import Task
+from ttasks.runtime.bus import EventBus
+from ttasks.runtime.journal import Journal
+from ttasks.runtime.output import LineCutter, OutputBuffer
+from ttasks.state.rows import tail
+
+Handler = Callable[[TaskContext], Any]
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """The run of a graph that an attempt belongs to."""
+
+    graph: str
+    run: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: the fact to record, the result to hand out, the exception to raise (None: success)."""
+
+    fact: AttemptEnd
+    result: TaskResult
+    error: BaseException | None
+
+
+class Attempt:
+    """One attempt, from its start to its end. It is the port that its handler's context reports to."""
+
+    def __init__(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task],
+        handler: Handler,
+        *,
+        journal: Journal,
+        bus: EventBus,
+        policy: RetryPolicy,
+        retry: int = 0,
+        run: RunRef | None = None,
+    ) -> None:
+        self.task = task
+        self.policy = policy
+        self.retry = retry
+        self.run = run
+        self.number = task.attempts + 1
+        self._upstream = upstream
+        self._handler = handler
+        self._journal = journal
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._cancel_asked = threading.Event()
+        self._stop_asked = threading.Event()
+        self._enders: list[Callable[[], None]] = []
+        self._buffer: OutputBuffer | None = None
+        self._printed: list[Chunk] = []
+        self._cutters = {"stdout": LineCutter(), "stderr": LineCutter()}
+        self._is_over = False
+        self.is_settled = False
+        self._pid: int | None = None
+        self.position: int | None = None
+        self.ending: Ending | None = None
+        self.status_before = task.status
+        self.context = TaskContext(task, upstream, progress_emitter=self._progress)
+        self.context._port = self
+        self.started_at = clock.now()
+        self._started_s = clock.monotonic_s()
+
+    def next(self) -> Attempt:
+        """Return the attempt that retries this one."""
+        return Attempt(
+            self.task,
+            self._upstream,
+            self._handler,
+            journal=self._journal,
+            bus=self._bus,
+            policy=self.policy,
+            retry=self.retry + 1,
+            run=self.run,
+        )
+
+    def start_fact(self) -> TaskStarted:
+        """Return what is recorded before the handler is entered: all that resuming needs."""
+        context = self.context
+        return TaskStarted(
+            attempt=self.number,
+            handler=qualified_name(self._handler),
+            payload=context.payload,
+            started_at=self.started_at,
+            retry=self.retry,
+            timeout=context.timeout,
+            cwd=context.cwd,
+            env=dict(context.env) or None,
+            retry_policy=self.policy.spec() if self.policy != _ONCE else None,
+            graph=self.run.graph if self.run is not None else None,
+            run=self.run.run if self.run is not None else None,
+        )
+
+    def started(self, position: int | None) -> None:
+        """Take note that the start was recorded, at `position` (None: there is no ledger)."""
+        self.position = position
+        if position is not None:
+            self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def perform(self) -> None:
+        """Enter the handler and keep how it ended. Nothing is recorded or raised here."""
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            self.context.raise_if_cancelled()
+            value = self._handler(self.context)
+        except BaseException as raised:  # noqa: BLE001 - it is recorded, and raised again by whoever executes
+            error = raised
+        self.ending = self._ending(value, error)
+
+    @property
+    def fact(self) -> AttemptEnd:
+        """The end that is to be recorded."""
+        assert self.ending is not None
+        return self.ending.fact
+
+    @property
+    def result(self) -> TaskResult:
+        """The result that is handed out."""
+        assert self.ending is not None
+        return self.ending.result
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that is raised; None after success."""
+        return self.ending.error if self.ending is not None else None
+
+    def cancel_ending(self) -> None:
+        """Turn the end into a cancel: one was asked for before the end could be recorded."""
+        self.ask_cancel()
+        self.ending = self.cancelled(self.error, self.result.raw)
+
+    def end_waiting(self) -> None:
+        """End the wait for the retry of this attempt, whose own end is recorded, as cancelled."""
+        ending = self.cancelled()
+        fact = replace(ending.fact, attempt=None)
+        self.ending = replace(ending, fact=fact)
+        self._cancel_asked.set()
+        self.is_settled = False
+
+    def _ending(self, value: Any, error: BaseException | None) -> Ending:
+        if self._stop_asked.is_set():
+            return self._interrupted(error)
+        if self.is_cancelled or isinstance(error, TaskCancelled | KeyboardInterrupt):
+            return self.cancelled(error, value)
+        if error is not None:
+            return self._failed(error)
+        return self._succeeded(value)
+
+    def _succeeded(self, value: Any) -> Ending:
+        completed = value if isinstance(value, subprocess.CompletedProcess) else None
+        output = _text(completed.stdout) if completed is not None else value if isinstance(value, str) else ""
+        stderr = (_text(completed.stderr) if completed is not None else "") or None
+        self._note_printed(completed)
+        fact = TaskSucceeded(
+            **self._span(),
+            **_printed_error(stderr),
+            returncode=completed.returncode if completed is not None else None,
+            output=value if isinstance(value, str) else None,
+        )
+        return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, value), None)
+
+    def _failed(self, error: BaseException) -> Ending:
+        completed = getattr(error, "completed", None)
+        completed = completed if isinstance(completed, subprocess.CompletedProcess) else None
+        text = str(error) or type(error).__name__
+        reason = TerminationReason.HANDLER
+        if isinstance(error, TaskTimeoutError):
+            reason = TerminationReason.TIMEOUT
+        elif isinstance(error, TaskExecutionError) and completed is not None:
+            reason = TerminationReason.EXIT_CODE
+        self._note_printed(completed)
+        was_printed = completed is not None and completed.stderr == text
+        fact = TaskFailed(
+            **self._span(),
+            **(_printed_error(text) if was_printed else {"error": text}),
+            exception=qualified_name(type(error)),
+            returncode=completed.returncode if completed is not None else None,
+            reason=reason.value,
+        )
+        output = _text(completed.stdout) if completed is not None else ""
+        return Ending(fact, self._result(TaskStatus.FAILED, fact, output, text, completed), error)
+
+    def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
+        """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
+        source = getattr(error, "completed", None) or value
+        completed = source if isinstance(source, subprocess.CompletedProcess) else None
+        text = (str(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
+        self._note_printed(completed)
+        fact = TaskCancelledFact(
+            **self._span(),
+            error=text,
+            exception=qualified_name(type(error)) if error is not None else None,
+            returncode=completed.returncode if completed is not None else None,
+            reason=TerminationReason.CANCELLED.value,
+        )
+        output = _text(completed.stdout) if completed is not None else ""
+        raised = error if isinstance(error, TaskCancelled | KeyboardInterrupt) else TaskCancelled(text)
+        if isinstance(raised, TaskCancelled) and not raised.args[0]:
+            raised = TaskCancelled(text, completed)
+        if raised is not error:
+            raised.__cause__ = error
+        return Ending(fact, self._result(TaskStatus.CANCELLED, fact, output, text, completed), raised)
+
+    def _interrupted(self, error: BaseException | None) -> Ending:
+        text = "its runner was stopped: what became of the work is unknown"
+        fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
+        completed = getattr(error, "completed", None)
+        output = _text(completed.stdout) if completed is not None else ""
+        return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
+
+    def _span(self) -> dict[str, Any]:
+        return {
+            "attempt": self.number,
+            "started_at": self.started_at,
+            "finished_at": clock.now(),
+            "duration": clock.monotonic_s() - self._started_s,
+        }
+
+    def _result(self, status: TaskStatus, fact: AttemptEnd, output: str, error: str | None, raw: Any) -> TaskResult:
+        assert fact.finished_at is not None and fact.duration is not None
+        return TaskResult(
+            task_id=self.task.id,
+            status=status,
+            started_at=self.started_at,
+            finished_at=fact.finished_at,
+            duration=fact.duration,
+            output=output,
+            error=error,
+            returncode=fact.returncode,
+            raw=raw,
+            termination_reason=fact.reason,
+        )
+
+    def _note_printed(self, completed: subprocess.CompletedProcess[Any] | None) -> None:
+        """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
+        if completed is None or self._pid is not None:
+            return
+        at = iso(clock.now())
+        for stream, text in (("stdout", _text(completed.stdout)), ("stderr", _text(completed.stderr))):
+            if text:
+                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, text))
+
+    def unwritten(self) -> list[TaskFact]:
+        """Return the facts that the attempt's end takes along, oldest first."""
+        self._is_over = True
+        facts = self._buffer.take() if self._buffer is not None else []
+        if self._printed:
+            facts.append(TaskOutput(self.number, tuple(self._printed)))
+            self._printed = []
+        return facts
+
+    # --- cancelling --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True once somebody asked for its cancel."""
+        return self._cancel_asked.is_set()
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once its runner was told to stop at once."""
+        return self._stop_asked.is_set()
+
+    @property
+    def has_process(self) -> bool:
+        """True while a child process of it runs."""
+        return self._pid is not None and not self._is_over
+
+    def ask_cancel(self) -> None:
+        """Cancel: the context says so at once, and what it waits for ends."""
+        self._cancel_asked.set()
+        self._call_enders()
+
+    def stop(self) -> None:
+        """Stop at once: what became of the work is then unknown."""
+        self._stop_asked.set()
+        self._call_enders()
+
+    def abandon(self) -> None:
+        """Give up on a handler that does not end: what it does later changes nothing any more."""
+        self.stop()
+        self.ending = self._interrupted(None)
+
+    def _call_enders(self) -> None:
+        with self._lock:
+            enders, self._enders = self._enders, []
+        for end in enders:
+            end()
+
+    def on_cancel(self, end: Callable[[], None]) -> None:
+        """Call `end`, once, from the thread that cancels or stops; at once where that was before."""
+        with self._lock:
+            is_late = self.is_cancelled or self.is_stopped
+            if not is_late:
+                self._enders.append(end)
+        if is_late:
+            end()
+
+    def wait_for_retry(self, delay_s: float) -> bool:
+        """Wait `delay_s` seconds; return False as soon as it is cancelled or stopped."""
+        woken = threading.Event()
+        self.on_cancel(woken.set)
+        woken.wait(min(delay_s, threading.TIMEOUT_MAX))
+        return not self.is_cancelled and not self.is_stopped
+
+    # --- what its handler reports ------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        """Return what names this attempt to its child processes, so that they are found after a crash (SPEC §6)."""
+        log = self._journal.log
+        return {"TTASKS_ATTEMPT": f"{log.ledger}:{self.position}"} if log is not None else {}
+
+    def spawned(self, pid: int) -> None:
+        """Take note of a child process that leads a group of its own."""
+        self._pid = pid
+        if self._buffer is not None:
+            self._buffer.add(ProcessSpawned(self.number, pid, process_start(pid)))
+
+    def printed(self, stream: str, text: str) -> None:
+        """Take what it printed, as it was read."""
+        if self._is_over:
+            return
+        if self._buffer is not None:
+            self._buffer.printed(stream, text)
+        if self._bus.has_subscribers:
+            self._publish_lines(stream, self._cutters[stream].cut(text))
+
+    def finished_printing(self) -> None:
+        """Publish last lines that have no line end."""
+        for stream, cutter in self._cutters.items():
+            self._publish_lines(stream, cutter.finish())
+
+    def _publish_lines(self, stream: str, lines: list[str]) -> None:
+        for line in lines:
+            self._bus.emit(
+                TaskEvent(
+                    TaskEventType.OUTPUT,
+                    self.task.id,
+                    self.task,
+                    clock.now(),
+                    None,
+                    self.task.status,
+                    output_stream=stream,
+                    output_chunk=line,
+                )
+            )
+
+    def _progress(self, percent: float | None, message: str | None) -> None:
+        at: datetime = clock.now()
+        if self._buffer is not None and not self._is_over:
+            self._buffer.add(TaskProgressed(self.number, at, percent, message))
+        self._bus.emit(
+            TaskEvent(
+                TaskEventType.PROGRESS,
+                self.task.id,
+                self.task,
+                at,
+                None,
+                self.task.status,
+                progress_percent=percent,
+                progress_message=message,
+            )
+        )
+
+
+_ONCE: Final = RetryPolicy()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""
+
+
+def _printed_error(stderr: str | None) -> dict[str, Any]:
+    """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
+    if stderr is None:
+        return {}
+    kept = tail(stderr)
+    return {"error": kept, "error_length": len(stderr) if len(kept) < len(stderr) else None}

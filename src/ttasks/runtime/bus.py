@@ -1,0 +1,70 @@
+"""`EventBus`: who hears what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from ttasks.model.event import TaskEvent
+
+Subscriber = Callable[[TaskEvent], object]
+
+
+class EventBus:
+    """Calls its subscribers, in order, with every event. What one raises is kept in `errors` and harms nobody."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._subscribers: tuple[tuple[object, Subscriber], ...] = ()
+        self._errors: list[Exception] = []
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call `callback` with every event from now on; return what ends that, and may be called twice.
+
+        Raises:
+            TypeError: `subscriber must be callable`.
+        """
+        if not callable(callback):
+            raise TypeError(f"subscriber must be callable, got {type(callback).__name__}")
+        token = object()
+        with self._lock:
+            self._subscribers = (*self._subscribers, (token, callback))
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._subscribers = tuple(item for item in self._subscribers if item[0] is not token)
+
+        return unsubscribe
+
+    @contextlib.contextmanager
+    def subscribed(self, callback: Subscriber) -> Iterator[None]:
+        """Call `callback` with every event inside the `with`."""
+        unsubscribe = self.subscribe(callback)
+        try:
+            yield
+        finally:
+            unsubscribe()
+
+    @property
+    def has_subscribers(self) -> bool:
+        """True when somebody listens."""
+        return bool(self._subscribers)
+
+    def emit(self, event: TaskEvent) -> None:
+        """Tell every subscriber, in the order they came, on this thread and with no lock held."""
+        for _, callback in self._subscribers:
+            try:
+                callback(event)
+            except Exception as error:  # noqa: BLE001 - a subscriber can never break the work it observes
+                with self._lock:
+                    self._errors.append(error)
+
+    @property
+    def errors(self) -> list[Exception]:
+        """What subscribers raised, oldest first: a new list each time."""
+        with self._lock:
+            return list(self._errors)
+
+
+EventBus.__module__ = "ttasks"

@@ -1,0 +1,516 @@
+"""`TaskExecutor`: runs tasks, and records and publishes what becomes of them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ttasks import clock, errors
+from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import (
+    AttemptEnd,
+    TaskCancelled,
+    TaskFact,
+    TaskFailed,
+    TaskRetryScheduled,
+)
+from ttasks.events.status import TaskStatus, TaskType, TerminationReason
+from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
+from ttasks.handlers.shell import bash_handler, powershell_handler
+from ttasks.log.transaction import CancelUnheardError, Owned
+from ttasks.model.event import TaskEvent, TaskEventType
+from ttasks.model.graph import TaskGraph
+from ttasks.model.result import TaskResult
+from ttasks.model.retry import RetryPolicy
+from ttasks.model.task import Task
+from ttasks.runtime.attempt import Attempt, Handler, RunRef
+from ttasks.runtime.bus import EventBus
+from ttasks.runtime.journal import journal_of
+from ttasks.state import decide
+from ttasks.stores.recording import Entry
+
+_ENDED: Final = {
+    TaskStatus.SUCCEEDED: TaskEventType.SUCCEEDED,
+    TaskStatus.FAILED: TaskEventType.FAILED,
+    TaskStatus.CANCELLED: TaskEventType.CANCELLED,
+    TaskStatus.INTERRUPTED: TaskEventType.INTERRUPTED,
+}
+
+
+class TaskExecutor:
+    """Runs tasks, with the four built-in handlers.
+
+    Args:
+        store: where everything is recorded. One of the library's own stores is a ledger: nothing runs that it can't
+            record. Any other object with `tasks` and `graphs` gets `save` calls, as well as that goes. None: nowhere.
+
+    Leaving a ``with`` waits for what was submitted.
+    """
+
+    def __init__(self, store: Any = None) -> None:
+        self._begin(store)
+        self.register(TaskType.BASH, bash_handler)
+        self.register(TaskType.POWERSHELL, powershell_handler)
+        self.register(TaskType.PROMPT, make_copilot_prompt_handler())
+        self.register(TaskType.AGENT, make_copilot_agent_handler())
+
+    @classmethod
+    def empty(cls, store: Any = None) -> Self:
+        """Return an executor without handlers."""
+        executor = cls.__new__(cls)
+        executor._begin(store)
+        return executor
+
+    def _begin(self, store: Any) -> None:
+        self._store = store
+        self._journal = journal_of(store)
+        self._handlers: dict[TaskType, Handler] = {}
+        self._events = EventBus()
+        self._lock = threading.Lock()
+        self._live: dict[str, Attempt] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._is_shutdown = False
+        self._persistence_errors: list[tuple[str, Exception]] = []
+        self._graph_persistence_errors: list[tuple[str, Exception]] = []
+
+    # --- what it has -------------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Any:
+        """The store it was given, or None."""
+        return self._store
+
+    @property
+    def events(self) -> EventBus:
+        """Where to hear what happens."""
+        return self._events
+
+    @property
+    def persistence_errors(self) -> list[tuple[str, Exception]]:
+        """What a user's own store raised when it was given a task, with the task's id: a new list each time."""
+        with self._lock:
+            return list(self._persistence_errors)
+
+    @property
+    def graph_persistence_errors(self) -> list[tuple[str, Exception]]:
+        """What a user's own store raised when it was given a graph, with the graph's id: a new list each time."""
+        with self._lock:
+            return list(self._graph_persistence_errors)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """True once `shutdown` was called."""
+        return self._is_shutdown
+
+    def register(self, task_type: TaskType, handler: Handler) -> None:
+        """Let `handler` run tasks of this type, in place of the one before.
+
+        Raises:
+            TypeError: `task_type must be a TaskType`, or `handler must be callable`.
+        """
+        if not isinstance(task_type, TaskType):
+            raise TypeError(f"task_type must be a TaskType, got {task_type!r}")
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, got {type(handler).__name__}")
+        self._handlers[task_type] = handler
+
+    def is_registered(self, task_type: TaskType) -> bool:
+        """True when tasks of this type have a handler."""
+        return task_type in self._handlers
+
+    def is_running(self, task_id: str) -> bool:
+        """True while the task has a live subprocess here."""
+        attempt = self._live.get(task_id)
+        return attempt is not None and attempt.has_process
+
+    # --- one task ----------------------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task] | None = None,
+        *,
+        retry_policy: RetryPolicy | None = None,
+    ) -> TaskResult:
+        """Run `task`, again as `retry_policy` says, and return how it ended.
+
+        Args:
+            task: PENDING, FAILED, BLOCKED or INTERRUPTED.
+            upstream: its direct dependencies by id, for the handler.
+            retry_policy: how often it is tried; None: once.
+
+        Raises:
+            TypeError, ValueError: a wrong argument, a task that may not run, a type without a handler.
+            StreamConflictError: somebody recorded something of the task that this handle has not seen. Nothing ran.
+            LedgerUnwritableError: the start could not be recorded, and nothing ran; or, where it has a `result`, the
+                end could not, and the handle keeps it as pending.
+            TaskCancelled: the task was cancelled. Whatever else the handler raised: the task failed.
+        """
+        attempt = self._attempt(task, upstream or {}, retry_policy)
+        self._start(attempt)
+        attempt = self._finish(attempt)
+        self._settle(attempt)
+        ending = attempt.ending
+        assert ending is not None
+        if ending.error is not None:
+            raise ending.error
+        return ending.result
+
+    def _attempt(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task],
+        policy: RetryPolicy | None,
+        run: RunRef | None = None,
+    ) -> Attempt:
+        """Return an attempt at `task` that has not started.
+
+        A task without a handler becomes FAILED instead, and the ValueError for that is raised.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise TypeError(f"retry_policy must be a RetryPolicy, got {policy!r}")
+        decide.check_may_start(task._view)
+        handler = self._handlers.get(task.type, _no_handler)
+        attempt = Attempt(
+            task,
+            upstream,
+            handler,
+            journal=self._journal,
+            bus=self._events,
+            policy=policy or RetryPolicy(),
+            run=run,
+        )
+        if handler is _no_handler:
+            self._fail_unhandled(attempt)
+        return attempt
+
+    def _fail_unhandled(self, attempt: Attempt) -> None:
+        task, before = attempt.task, attempt.task.status
+        error = ValueError(f"No handler registered for task type '{task.type}'")
+        now = clock.now()
+        failed = TaskFailed(
+            attempt=attempt.number,
+            started_at=attempt.started_at,
+            finished_at=now,
+            duration=0.0,
+            error=str(error),
+            exception="builtins.ValueError",
+            reason=TerminationReason.HANDLER.value,
+        )
+        (events,) = self._journal.record([Entry(task, [attempt.start_fact(), failed])])
+        self._publish(task, TaskEventType.FAILED, before, failed, _last(events))
+        raise error
+
+    def _start(self, attempt: Attempt, cause: int | None = None) -> None:
+        """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
+        owned = Owned(attempt.number - 1) if attempt.retry else None
+        self._live[attempt.task.id] = attempt
+        try:
+            (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
+        except BaseException:
+            self._live.pop(attempt.task.id, None)
+            raise
+        self._started(attempt, _last(events))
+
+    def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
+        task = attempt.task
+        attempt.started(event.position if event is not None else None)
+        self._live[task.id] = attempt
+        task._on_cancel = attempt.ask_cancel
+        log = self._journal.log
+        if log is not None:
+            log.watch(f"task-{task.id}", attempt.ask_cancel)
+        if task._view.cancel_requested_by is not None:
+            attempt.ask_cancel()
+        self._publish(task, TaskEventType.STARTED, attempt.status_before, None, event)
+
+    def _finish(self, attempt: Attempt) -> Attempt:
+        """Run the attempt and those that retry it; return the last one, whose end is not recorded yet."""
+        attempt.perform()
+        while (delay_s := self._retry_delay_s(attempt)) is not None:
+            scheduled = TaskRetryScheduled(attempt.number, attempt.retry + 1, delay_s, clock.later(delay_s))
+            self._settle(attempt, scheduled)
+            if not isinstance(attempt.fact, TaskFailed):
+                break
+            if not attempt.wait_for_retry(delay_s):
+                if attempt.is_cancelled:
+                    attempt.end_waiting()
+                break
+            following = attempt.next()
+            try:
+                self._start(following)
+            except CancelUnheardError:
+                attempt.end_waiting()
+                break
+            attempt = following
+            attempt.perform()
+        return attempt
+
+    def _retry_delay_s(self, attempt: Attempt) -> float | None:
+        """Return how long to wait before the attempt is tried again; None: it isn't."""
+        policy, error = attempt.policy, attempt.error
+        if not isinstance(attempt.fact, TaskFailed) or attempt.retry + 1 >= policy.max_attempts:
+            return None
+        if not isinstance(error, Exception) or not policy.allows(error):
+            return None
+        return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries
+
+    def _settle(self, attempt: Attempt, *more: TaskFact, follow: Attempt | None = None) -> bool:
+        """Record how the attempt ended, and tell subscribers; return whether `follow` started in the same commit.
+
+        Args:
+            attempt: it has an ending; one that was settled before is left alone.
+            more: facts that follow the end.
+            follow: an attempt at another task, to be started with it. Where that one's start is refused, the end is
+                recorded alone.
+
+        Raises:
+            LedgerUnwritableError: the ledger is lost. The handle shows the end, as pending; `result` has the result.
+        """
+        if attempt.is_settled:
+            return False
+        facts = attempt.unwritten()
+        before = attempt.task.status
+        has_started_follow = follow is not None
+        try:
+            try:
+                events = self._record_end(attempt, facts, more, follow)
+            except LedgerUnwritableError:
+                raise
+            except (StreamConflictError, TransitionError) as refusal:
+                if isinstance(refusal, CancelUnheardError):
+                    attempt.cancel_ending()
+                elif follow is None:
+                    raise
+                has_started_follow = False
+                events = self._record_end(attempt, facts, (), None)
+        except LedgerUnwritableError as lost:
+            self._lose(attempt, facts, before, lost)
+            raise
+        attempt.is_settled = True
+        self._ended(attempt, before, events[0])
+        if follow is not None and has_started_follow:
+            self._started(follow, _last(events[1]))
+        return has_started_follow
+
+    def _record_end(
+        self, attempt: Attempt, facts: Sequence[TaskFact], more: Sequence[TaskFact], follow: Attempt | None
+    ) -> list[list[RecordedEvent]]:
+        owned = Owned(attempt.number, knows_cancel=attempt.is_cancelled)
+        end = Entry(attempt.task, [*facts, attempt.fact, *more], owned, attempt.position)
+        entries = [end]
+        if follow is None:
+            return self._journal.record(entries)
+        entries.append(Entry(follow.task, [follow.start_fact()], cause=end))
+        self._live[follow.task.id] = follow
+        try:
+            return self._journal.record(entries)
+        except BaseException:
+            self._live.pop(follow.task.id, None)
+            raise
+
+    def _ended(self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent]) -> None:
+        self._let_go(attempt)
+        record = next((event for event in events if isinstance(event.fact, AttemptEnd)), None)
+        kind = _ENDED[attempt.result.status]
+        self._publish(attempt.task, kind, before, attempt.fact, record)
+
+    def _lose(
+        self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
+    ) -> None:
+        """The work ended as it ended, but the ledger can't be told: the handle shows it, and keeps it as pending."""
+        attempt.is_settled = True
+        attempt.task._advance([*facts, attempt.fact])
+        self._let_go(attempt)
+        lost.result = attempt.result
+        self._publish(attempt.task, TaskEventType.PERSISTENCE_FAILED, before, None, None, error=str(lost))
+
+    def _let_go(self, attempt: Attempt) -> None:
+        task = attempt.task
+        task._ended(attempt.result)
+        task._on_cancel = None
+        self._live.pop(task.id, None)
+        log = self._journal.log
+        if log is not None:
+            log.unwatch(f"task-{task.id}")
+
+    def _publish(
+        self,
+        task: Task,
+        kind: TaskEventType,
+        before: TaskStatus,
+        fact: AttemptEnd | None,
+        record: RecordedEvent | None,
+        error: str | None = None,
+    ) -> None:
+        if fact is not None and not isinstance(fact, TaskFailed | TaskCancelled):
+            text = None
+        else:
+            text = task.result.error if fact is not None and task.result is not None else error
+        if self._events.has_subscribers:
+            at = record.recorded_at if record is not None else clock.now()
+            self._events.emit(TaskEvent(kind, task.id, task, at, before, task.status, error=text, record=record))
+        if kind is not TaskEventType.PERSISTENCE_FAILED:
+            self._keep(task)
+
+    def _keep(self, task: Task) -> None:
+        failure = self._journal.keep(task)
+        if failure is not None:
+            with self._lock:
+                self._persistence_errors.append((task.id, failure))
+            status = task.status
+            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=str(failure))
+
+    def _keep_graph(self, graph: TaskGraph) -> None:
+        failure = self._journal.keep_graph(graph)
+        if failure is not None:
+            with self._lock:
+                self._graph_persistence_errors.append((graph.id, failure))
+
+    # --- cancelling and blocking -------------------------------------------------------------------------------------
+
+    def cancel(self, task: Task) -> None:
+        """Cancel `task`; nothing after SUCCEEDED, and repeating it is harmless.
+
+        One that runs here has its process group ended, and its own `execute` publishes CANCELLED. One that has not
+        started gets a CANCELLED result and one CANCELLED event.
+
+        Raises:
+            TypeError: `task must be a Task`.
+            LedgerUnwritableError: it could not be recorded; the task is as it was.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        while not self._cancel_live(task):
+            before = task.status
+            if before.is_sink:
+                return
+            if task._view.is_owned:  # by another handle, or another process: that one is asked
+                task.cancel()
+                self._journal.record([Entry(task)])
+                return
+            try:
+                self._cancel_unstarted(task, before)
+            except StreamConflictError:
+                if task.id not in self._live:
+                    raise
+                continue  # it was started just now
+            return
+
+    def _cancel_live(self, task: Task) -> bool:
+        attempt = self._live.get(task.id)
+        if attempt is None:
+            return False
+        if attempt.task._view.is_owned:
+            attempt.task.cancel()
+        attempt.ask_cancel()
+        return True
+
+    def _cancel_unstarted(self, task: Task, before: TaskStatus) -> None:
+        now = clock.now()
+        text = f"Task '{task.id}' was cancelled"
+        reason = TerminationReason.CANCELLED.value
+        # No attempt, so that the task's own error stays; but a result.
+        fact = TaskCancelled(started_at=now, finished_at=now, duration=0.0, error=text, reason=reason)
+        (events,) = self._journal.record([Entry(task, [fact])])
+        self._publish(task, TaskEventType.CANCELLED, before, fact, _last(events))
+
+    def mark_blocked(self, task: Task, parent_id: str) -> None:
+        """Record that `task` can't run because `parent_id`, a direct dependency, is bad, and publish BLOCKED.
+
+        Raises:
+            TransitionError: the task is not PENDING. Nothing was written.
+            LedgerUnwritableError: it could not be recorded; the task is as it was.
+        """
+        self._block([(task, parent_id)])
+
+    def _block(self, blocked: Sequence[tuple[Task, str]], cause: int | None = None) -> None:
+        entries = [Entry(task, decide.block(task._view, parent), cause=cause) for task, parent in blocked]
+        before = [task.status for task, _ in blocked]
+        recorded = self._journal.record(entries) if entries else []
+        for (task, _), status, events in zip(blocked, before, recorded, strict=True):
+            self._publish(task, TaskEventType.BLOCKED, status, None, _last(events))
+
+    # --- many tasks --------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task] | None = None,
+        *,
+        retry_policy: RetryPolicy | None = None,
+    ) -> Future[TaskResult]:
+        """Queue `task` for a pool of threads and return its future; see `execute`.
+
+        Cancelling the future of queued work cancels the task.
+
+        Raises:
+            TypeError: a wrong argument.
+            RuntimeError: `executor is shut down`.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
+            raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
+        decide.check_may_start(task._view)
+        with self._lock:
+            if self._is_shutdown:
+                raise RuntimeError("executor is shut down")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(thread_name_prefix="ttasks")
+            pool = self._pool
+        future = pool.submit(self._execute_queued, task, dict(upstream or {}), retry_policy)
+        future.add_done_callback(lambda done: self.cancel(task) if done.cancelled() else None)
+        return future
+
+    def _execute_queued(self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None) -> TaskResult:
+        if task.is_cancelled:
+            raise errors.TaskCancelled(f"Task '{task.id}' was cancelled")
+        if retry_policy is None:
+            return self.execute(task, upstream)
+        return self.execute(task, upstream, retry_policy=retry_policy)
+
+    def run_graph(self, graph: TaskGraph, max_workers: int = 4) -> TaskGraph:
+        """Run a graph; see `TaskGraph.run`."""
+        from ttasks.runtime.graph_run import GraphRun
+
+        GraphRun(self, graph, max_workers).run()
+        return graph
+
+    def shutdown(self) -> None:
+        """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
+        with self._lock:
+            self._is_shutdown = True
+            pool = self._pool
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+    def close(self) -> None:
+        """The same as `shutdown`."""
+        self.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _no_handler(_: object) -> None:
+    """Stand in the log for the handler that a task has not got."""
+
+
+def _last(events: Sequence[RecordedEvent]) -> RecordedEvent | None:
+    return events[-1] if events else None
+
+
+TaskExecutor.__module__ = "ttasks"

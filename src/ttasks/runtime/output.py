@@ -1,0 +1,154 @@
+"""What an attempt prints and how far it says it is, on its way into the ledger: in batches, within 0.2 s."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import Final
+
+from ttasks import clock
+from ttasks.errors import LedgerError
+from ttasks.events.codec import iso
+from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
+from ttasks.log.transaction import Owned
+from ttasks.model.task import Task
+from ttasks.runtime.journal import Journal
+from ttasks.stores.recording import Entry
+
+BATCH_CHARACTERS: Final = 64 * 1024
+BATCH_WAIT_S: Final = 0.2
+
+
+class OutputBuffer:
+    """The facts of one running attempt that nobody needs at once. Any thread may add to it."""
+
+    def __init__(self, journal: Journal, task: Task, attempt: int, cause: int) -> None:
+        self._journal = journal
+        self._task = task
+        self._attempt = attempt
+        self._cause = cause
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._facts: list[TaskFact] = []
+        self._chunks: list[Chunk] = []
+        self._size = 0
+        self._is_scheduled = False
+        self._is_stuck = False
+
+    def printed(self, stream: str, text: str) -> None:
+        """Take what was read from a pipe; a full batch is written on this thread."""
+        chunk: Chunk = ("stdout" if stream == "stdout" else "stderr", iso(clock.now()), text)
+        with self._lock:
+            self._chunks.append(chunk)
+            self._size += len(text)
+            is_full = self._size >= BATCH_CHARACTERS and not self._is_stuck
+        if is_full:
+            self.flush()
+        else:
+            self._schedule()
+
+    def add(self, fact: ProcessSpawned | TaskProgressed) -> None:
+        """Take a fact."""
+        with self._lock:
+            self._close_batch()
+            self._facts.append(fact)
+        self._schedule()
+
+    def _close_batch(self) -> None:
+        if self._chunks:
+            self._facts.append(TaskOutput(self._attempt, tuple(self._chunks)))
+            self._chunks = []
+            self._size = 0
+
+    def _schedule(self) -> None:
+        with self._lock:
+            if self._is_scheduled or self._is_stuck:
+                return
+            self._is_scheduled = True
+        _FLUSHER.schedule(self)
+
+    def flush(self) -> None:
+        """Write what is there. Where the ledger refuses, it stays, and goes with the attempt's end."""
+        with self._flushing:
+            with self._lock:
+                self._is_scheduled = False
+                self._close_batch()
+                facts, self._facts = self._facts, []
+            if not facts or self._is_stuck:
+                with self._lock:
+                    self._facts = facts + self._facts
+                return
+            try:
+                self._journal.record([Entry(self._task, facts, Owned(self._attempt, knows_cancel=True), self._cause)])
+            except LedgerError:
+                with self._lock:
+                    self._facts = facts + self._facts
+                    self._is_stuck = True
+
+    def take(self) -> list[TaskFact]:
+        """Return what is not written yet: the attempt's end takes it along."""
+        with self._flushing, self._lock:
+            self._close_batch()
+            facts, self._facts = self._facts, []
+            return facts
+
+
+class _Flusher:
+    """One thread a process that flushes buffers when they are due; it starts with the first one."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: deque[tuple[float, OutputBuffer]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def schedule(self, buffer: OutputBuffer) -> None:
+        """Flush `buffer` in `BATCH_WAIT_S` seconds."""
+        with self._changed:
+            self._due.append((clock.monotonic_s() + BATCH_WAIT_S, buffer))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ttasks-flush", daemon=True)
+                self._thread.start()
+            elif len(self._due) == 1:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due:
+                    self._changed.wait()
+                wait = self._due[0][0] - clock.monotonic_s()
+                if wait > 0:
+                    self._changed.wait(wait)
+                    continue
+                _, buffer = self._due.popleft()
+            buffer.flush()
+
+
+_FLUSHER = _Flusher()
+
+
+def _after_fork_in_child() -> None:
+    global _FLUSHER
+    _FLUSHER = _Flusher()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class LineCutter:
+    """Cuts what is read from one stream into lines, each with its end; the last may lack it."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def cut(self, text: str) -> list[str]:
+        """Return the lines that `text` completes."""
+        lines = (self._rest + text).split("\n")
+        self._rest = lines.pop()
+        return [line + "\n" for line in lines]
+
+    def finish(self) -> list[str]:
+        """Return what is left, if anything."""
+        rest, self._rest = self._rest, ""
+        return [rest] if rest else []

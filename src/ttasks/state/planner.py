@@ -1,0 +1,180 @@
+"""What to start and what to block next in a run of a graph: counts of what each task still waits for.
+
+The rules are SPEC §2.7. Over a whole run the work is linear in tasks + edges. Nothing here runs anything: whoever
+does says what became of each task, and gets back what follows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from graphlib import CycleError, TopologicalSorter
+from typing import Final
+
+from ttasks.errors import GraphError
+from ttasks.events.facts import Member
+from ttasks.events.status import TaskStatus
+
+
+class _Settled(Enum):
+    """How a task that can't change any more in this run counts for those that depend on it."""
+
+    GOOD = "good"
+    BAD = "bad"
+    WITHDRAWN = "withdrawn"
+
+
+_INITIALLY: Final[Mapping[TaskStatus, _Settled]] = {
+    TaskStatus.SUCCEEDED: _Settled.GOOD,
+    TaskStatus.CANCELLED: _Settled.BAD,
+}
+
+
+@dataclass
+class Consequences:
+    """What follows from something that happened in a run.
+
+    `ready` lists the tasks that may start now, in the graph's order; `blocked` pairs each task that is to be recorded
+    as BLOCKED with the dependency to blame.
+    """
+
+    ready: list[str] = field(default_factory=list)
+    blocked: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Planner:
+    """The plan of one run.
+
+    Args:
+        members: the graph, each task's dependencies included, without cycles (see `check`).
+        statuses: where each task stands before the run; none is RUNNING.
+        held: INTERRUPTED tasks that wait for a person: they are not run, and block what depends on them.
+    """
+
+    def __init__(
+        self, members: Mapping[str, Member], statuses: Mapping[str, TaskStatus], held: Collection[str] = ()
+    ) -> None:
+        self._members = members
+        self._before = statuses
+        self._place = {task: place for place, task in enumerate(members)}
+        self._waits_for = {task: len(member.after) for task, member in members.items()}
+        self._children: dict[str, list[str]] = {}
+        for task, member in members.items():
+            for dependency in member.after:
+                self._children.setdefault(dependency, []).append(task)
+        self._settled = {task: _INITIALLY[status] for task, status in statuses.items() if status in _INITIALLY}
+        self._settled.update(dict.fromkeys(held, _Settled.BAD))
+        self._announced: set[str] = set()
+        self._started: set[str] = set()
+        self._promised: set[str] = set()
+        self._is_withdrawn = False
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing in this run can change any more."""
+        return len(self._settled) == len(self._members)
+
+    def begin(self) -> Consequences:
+        """Return what may start and what is blocked at the start of the run."""
+        consequences = self._spread(list(self._settled))
+        roots = [task for task, count in self._waits_for.items() if count == 0 and not self._is_known(task)]
+        self._announced.update(roots)
+        consequences.ready = sorted({*consequences.ready, *roots}, key=self._place.__getitem__)
+        return consequences
+
+    def start(self, task: str) -> None:
+        """Take note that `task` runs: a cancel of the run no longer withdraws it."""
+        self._started.add(task)
+
+    def settle(self, task: str, *, succeeded: bool) -> Consequences:
+        """Take note that `task` is through in this run, and return what follows."""
+        self._settled[task] = _Settled.GOOD if succeeded else _Settled.BAD
+        return self._spread([task])
+
+    def withdraw(self) -> Consequences:
+        """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled."""
+        given_up = [
+            task
+            for task, member in self._members.items()
+            if task not in self._settled and task not in self._started and not member.is_finally
+        ]
+        self._settled.update(dict.fromkeys(given_up, _Settled.WITHDRAWN))
+        self._is_withdrawn = True
+        return self._spread(given_up)
+
+    def next_after(self, task: str) -> str | None:
+        """Return a task that may start as soon as `task` has succeeded, when nothing else has to happen before."""
+        for child in self._children.get(task, ()):
+            if self._waits_for[child] == 1 and not self._is_known(child):
+                return child
+        return None
+
+    def promise(self, task: str) -> None:
+        """Let `task`, which `next_after` named, start together with the success that it waits for."""
+        self._announced.add(task)
+        self._promised.add(task)
+
+    def take_back(self, task: str) -> bool:
+        """Take note that `task` was not started after all; return True when it is still ready."""
+        self._started.discard(task)
+        was_promised = task in self._promised
+        self._promised.discard(task)
+        if was_promised:
+            self._announced.discard(task)
+        if self._is_withdrawn and not self._members[task].is_finally:
+            self._settled[task] = _Settled.WITHDRAWN
+            return False
+        return not was_promised
+
+    def _is_known(self, task: str) -> bool:
+        return task in self._settled or task in self._announced
+
+    def _spread(self, settled: Iterable[str]) -> Consequences:
+        consequences = Consequences()
+        queue = deque(settled)
+        while queue:
+            task = queue.popleft()
+            outcome = self._settled[task]
+            for child in self._children.get(task, ()):
+                self._waits_for[child] -= 1
+                if self._is_known(child):
+                    continue
+                member = self._members[child]
+                if member.is_finally or outcome is _Settled.GOOD:
+                    if self._waits_for[child] == 0:
+                        self._announced.add(child)
+                        consequences.ready.append(child)
+                    continue
+                self._settled[child] = outcome
+                queue.append(child)
+                if outcome is _Settled.BAD and self._before[child] is TaskStatus.PENDING:
+                    consequences.blocked.append((child, self._to_blame(member)))
+        consequences.ready.sort(key=self._place.__getitem__)
+        return consequences
+
+    def _to_blame(self, member: Member) -> str:
+        return next(task for task in member.after if self._settled.get(task) is _Settled.BAD)
+
+
+def check(members: Mapping[str, Member], titles: Mapping[str, str]) -> None:
+    """Refuse a graph that no run could finish.
+
+    Raises:
+        GraphError: a task depends on one that is not in the graph, or there is a cycle; it names the tasks.
+    """
+    for task, member in members.items():
+        for dependency in member.after:
+            if dependency not in members:
+                missing = titles.get(dependency, dependency)
+                raise GraphError(
+                    f"task '{titles[task]}' depends on unregistered task '{missing}' ({dependency}): "
+                    "add it to the graph too. Nothing was run or written"
+                )
+    try:
+        TopologicalSorter({task: member.after for task, member in members.items()}).prepare()
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        path = " -> ".join(titles[task] for task in reversed(cycle))
+        raise GraphError(f"the graph has a cycle: {path}. Nothing was run or written") from None

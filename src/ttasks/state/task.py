@@ -1,0 +1,330 @@
+"""What the events of a task's stream mean: `TaskState` and `AttemptState`, and the one fold of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from ttasks.errors import DamagedLedgerError, TransitionError, UnknownEventError
+from ttasks.events import facts as f
+from ttasks.events.codec import from_iso
+from ttasks.events.envelope import OpaqueEvent
+from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.state.record import evolve
+from ttasks.state.transitions import CANCELLED, PENDING, RUNNING, SUCCEEDED, next_status
+
+
+@dataclass(frozen=True)
+class ResultState:
+    """How a task's last attempt ended, without what it printed.
+
+    `attempt` is None where it was cancelled before it ran. `error` is only the tail where `error_length`, the number
+    of characters of the whole, is not None.
+    """
+
+    status: TaskStatus
+    attempt: int | None
+    started_at: datetime
+    finished_at: datetime
+    duration: float
+    error: str | None
+    error_length: int | None
+    returncode: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A task as its events tell it, and, field by field, its row in `tasks`.
+
+    `attempts` counts the attempts started; `running_attempt` is the one that runs (None: none, or RUNNING by hand).
+    `retry` is the number of the retry that runs or is scheduled; `interruptions` counts interrupted attempts in a
+    row; `version` is the number of events folded. `error` is a tail where `error_length` is not None.
+    """
+
+    id: str
+    name: str
+    title: str
+    type: TaskType
+    status: TaskStatus
+    payload: str
+    description: str
+    created_at: datetime
+    timeout: float | None
+    cwd: str | None
+    env: Mapping[str, str] | None
+    env_digests: Mapping[str, str] | None
+    on_interrupted: OnInterrupted
+    derived_from: str | None
+    version: int
+    error: str | None = None
+    error_length: int | None = None
+    blocked_by: str | None = None
+    attempts: int = 0
+    running_attempt: int | None = None
+    retry: int = 0
+    retry_due_at: datetime | None = None
+    cancel_requested_by: str | None = None
+    interruptions: int = 0
+    resolution: str | None = None
+    is_deleted: bool = False
+    result: ResultState | None = None
+
+    @property
+    def is_owned(self) -> bool:
+        """True while an attempt runs, or a retry waits: only its runner may move the status then (SPEC §2)."""
+        return self.running_attempt is not None or self.retry_due_at is not None
+
+
+@dataclass(frozen=True)
+class AttemptState:
+    """One attempt, and its row in `attempts`. `position` is that of its TaskStarted, `runner` that of its runner."""
+
+    task_id: str
+    attempt: int
+    position: int
+    runner: int
+    status: TaskStatus
+    handler: str
+    started_at: datetime
+    retry: int
+    graph: str | None = None
+    run: int | None = None
+    finished_at: datetime | None = None
+    duration: float | None = None
+    returncode: int | None = None
+    reason: str | None = None
+    exception: str | None = None
+    error: str | None = None
+    error_length: int | None = None
+    pid: int | None = None
+    process_start: str | None = None
+
+
+Changes = dict[str, Any]
+
+
+def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
+    return TaskState(
+        id=task_id,
+        name=fact.name,
+        title=fact.title,
+        type=fact.type,
+        status=PENDING,
+        payload=fact.payload,
+        description=fact.description,
+        created_at=fact.created_at,
+        timeout=fact.timeout,
+        cwd=fact.cwd,
+        env=fact.env,
+        env_digests=fact.env_digests,
+        on_interrupted=fact.on_interrupted,
+        derived_from=fact.derived_from,
+        error=fact.error,
+        version=version,
+    )
+
+
+def _revised(_: TaskState, fact: f.TaskRevised) -> Changes:
+    changes = dict(fact.changes)
+    if "error" in changes:
+        changes["error_length"] = None
+    return changes
+
+
+def _started(state: TaskState, fact: f.TaskStarted) -> Changes:
+    return {
+        "status": next_status(state.status, f.TaskStarted),
+        "attempts": fact.attempt if fact.attempt is not None else state.attempts,
+        "running_attempt": fact.attempt,
+        "retry": fact.retry or 0,
+        "retry_due_at": None,
+        "cancel_requested_by": None,
+        "resolution": None,
+        "error": None,
+        "error_length": None,
+        "blocked_by": None,
+        "result": None,
+    }
+
+
+def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
+    status = next_status(state.status, type(fact))
+    changes: Changes = {
+        "status": status,
+        "running_attempt": None,
+        "retry_due_at": None,
+        "interruptions": state.interruptions + 1 if isinstance(fact, f.TaskInterrupted) else 0,
+    }
+    if not isinstance(fact, f.TaskInterrupted):
+        changes["cancel_requested_by"] = None
+    if status is SUCCEEDED:
+        changes["error"] = changes["error_length"] = None
+    # After a cancel was asked for, what the handler still raised is the result's error only (SPEC §2.2).
+    elif fact.error is not None and not (status is CANCELLED and state.cancel_requested_by is not None):
+        changes["error"], changes["error_length"] = fact.error, fact.error_length
+    if fact.finished_at is not None:
+        changes["result"] = ResultState(
+            status=status,
+            attempt=fact.attempt,
+            started_at=fact.started_at or fact.finished_at,
+            finished_at=fact.finished_at,
+            duration=fact.duration or 0.0,
+            error=fact.error,
+            error_length=fact.error_length,
+            returncode=fact.returncode,
+            reason=fact.reason,
+        )
+    return changes
+
+
+def _blocked(state: TaskState, fact: f.TaskBlocked) -> Changes:
+    changes: Changes = {"status": next_status(state.status, f.TaskBlocked), "blocked_by": fact.blocked_by}
+    if fact.error is not None:
+        changes["error"], changes["error_length"] = fact.error, None
+    return changes
+
+
+def _retry_scheduled(_: TaskState, fact: f.TaskRetryScheduled) -> Changes:
+    return {"retry": fact.retry, "retry_due_at": fact.due_at}
+
+
+def _cancel_requested(state: TaskState, fact: f.TaskCancelRequested) -> Changes:
+    # A request conflicts with nothing: one that came after the end changes nothing.
+    return {"cancel_requested_by": fact.by} if state.status is RUNNING or state.is_owned else {}
+
+
+def _resolved(_: TaskState, fact: f.TaskResolved) -> Changes:
+    # The status moves by the TaskSucceeded or TaskFailed that follows in the same commit.
+    return {"resolution": fact.answer, "interruptions": 0}
+
+
+def _nothing(_: TaskState, __: f.TaskFact) -> Changes:
+    return {}
+
+
+def _deleted(_: TaskState, __: f.TaskDeleted) -> Changes:
+    return {"is_deleted": True}
+
+
+_APPLY: Final[Mapping[type[f.TaskFact], Callable[[TaskState, Any], Changes]]] = {
+    f.TaskRevised: _revised,
+    f.TaskStarted: _started,
+    f.ProcessSpawned: _nothing,
+    f.TaskProgressed: _nothing,
+    f.TaskOutput: _nothing,
+    f.TaskRetryScheduled: _retry_scheduled,
+    f.TaskCancelRequested: _cancel_requested,
+    f.TaskSucceeded: _ended,
+    f.TaskFailed: _ended,
+    f.TaskCancelled: _ended,
+    f.TaskInterrupted: _ended,
+    f.TaskBlocked: _blocked,
+    f.ProcessReaped: _nothing,
+    f.TaskResolved: _resolved,
+    f.TaskDeleted: _deleted,
+}
+
+
+def apply(state: TaskState | None, fact: f.Fact | OpaqueEvent, *, task_id: str, version: int) -> TaskState:
+    """Return the state after one more fact, which is number `version` of the task's stream.
+
+    Raises:
+        TransitionError: the fact can't follow in this state.
+        UnknownEventError: it is of a type from the future that must not be passed over.
+        DamagedLedgerError: it has no place in a task's stream, or not there.
+    """
+    if isinstance(fact, OpaqueEvent):
+        if state is None or not fact.is_ignorable:
+            raise UnknownEventError(
+                f"task {task_id} holds {fact.type} (version {fact.type_version}), which this ttasks does not know: "
+                "a newer one wrote it; read the ledger with that"
+            )
+        return evolve(state, version=version)
+    if isinstance(fact, f.TaskImported):
+        return from_snapshot(task_id, fact.state, version)
+    if isinstance(fact, f.TaskCreated):
+        if state is not None:
+            raise TransitionError(f"task {task_id} exists already")
+        return _created(task_id, fact, version)
+    change = _APPLY.get(type(fact))  # type: ignore[arg-type]
+    if state is None or change is None:
+        raise DamagedLedgerError(f"{type(fact).__name__} can't be event {version} of task {task_id}")
+    return evolve(state, version=version, **change(state, fact))
+
+
+def apply_attempt(
+    attempt: AttemptState | None, fact: f.Fact | OpaqueEvent, *, task_id: str, position: int, runner: int
+) -> AttemptState | None:
+    """Return the task's latest attempt after one more fact of its stream (None: none was started yet)."""
+    if isinstance(fact, f.TaskStarted) and fact.attempt is not None:
+        if fact.handler is None or fact.started_at is None:
+            raise DamagedLedgerError(f"the TaskStarted of task {task_id} at {position} has no handler or no time")
+        return AttemptState(
+            task_id=task_id,
+            attempt=fact.attempt,
+            position=position,
+            runner=runner,
+            status=RUNNING,
+            handler=fact.handler,
+            started_at=fact.started_at,
+            retry=fact.retry or 0,
+            graph=fact.graph,
+            run=fact.run,
+        )
+    if attempt is None:
+        return None
+    if isinstance(fact, f.ProcessSpawned) and fact.attempt == attempt.attempt:
+        return evolve(attempt, pid=fact.pid, process_start=fact.process_start)
+    if isinstance(fact, f.AttemptEnd) and fact.attempt == attempt.attempt:
+        return evolve(
+            attempt,
+            status=next_status(RUNNING, type(fact)),
+            finished_at=fact.finished_at,
+            duration=fact.duration,
+            returncode=fact.returncode,
+            reason=fact.reason,
+            exception=fact.exception,
+            error=fact.error,
+            error_length=fact.error_length,
+        )
+    return attempt
+
+
+_SNAPSHOT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "type": TaskType,
+    "status": TaskStatus,
+    "on_interrupted": OnInterrupted,
+    "created_at": from_iso,
+    "retry_due_at": from_iso,
+    "result": lambda data: ResultState(
+        **{
+            **data,
+            "status": TaskStatus(data["status"]),
+            "started_at": from_iso(data["started_at"]),
+            "finished_at": from_iso(data["finished_at"]),
+        }
+    ),
+}
+
+
+def snapshot(state: TaskState) -> dict[str, Any]:
+    """Return `state` for a TaskImported: what is None is left out, and so is what only its old ledger could mean."""
+    settled = evolve(state, running_attempt=None, retry_due_at=None, cancel_requested_by=None, is_deleted=False)
+    content = {name: value for name, value in vars(settled).items() if value is not None and name != "version"}
+    if settled.result is not None:
+        content["result"] = vars(settled.result)
+    return content
+
+
+def from_snapshot(task_id: str, content: Mapping[str, Any], version: int) -> TaskState:
+    """Return the state that `snapshot` wrote down."""
+    absent = dict.fromkeys(("timeout", "cwd", "env", "env_digests", "derived_from"))
+    known = {
+        name: _SNAPSHOT_READERS[name](value) if name in _SNAPSHOT_READERS and isinstance(value, str | dict) else value
+        for name, value in content.items()
+        if name in TaskState.__dataclass_fields__
+    }
+    return TaskState(**{**absent, **known, "id": task_id, "version": version})

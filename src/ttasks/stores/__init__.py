@@ -1,0 +1,1 @@
+"""Collections of tasks and graphs over a ledger."""

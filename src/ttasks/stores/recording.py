@@ -1,0 +1,74 @@
+"""Handles into batches and back: what several handles want recorded, in one append."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import Fact
+from ttasks.log.event_log import EventLog
+from ttasks.log.transaction import Batch, Owned
+from ttasks.model.graph import GraphProposal, TaskGraph
+from ttasks.model.task import Proposal, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What to record of one handle: its pending facts, then `facts`.
+
+    `expected` replaces what the handle itself expects of its stream: `Owned` for an attempt's own facts. `cause` is a
+    position, or an earlier entry of the same recording.
+    """
+
+    handle: Task | TaskGraph
+    facts: Sequence[Fact] = ()
+    owned: Owned | None = None
+    cause: int | Entry | None = None
+
+
+def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
+    """Append what the entries' handles want recorded: all of it, or none; then the handles show it as recorded.
+
+    Returns:
+        For each entry the events of its own `facts`.
+
+    Raises:
+        StreamConflictError, TransitionError, LedgerUnwritableError: as `EventLog.append`. Nothing was written.
+    """
+    batches: list[Batch] = []
+    of_entry: dict[int, Batch] = {}
+    proposals: list[tuple[Entry, Proposal | GraphProposal, Batch | None]] = []
+    for entry in entries:
+        proposal = entry.handle._proposal(log.ledger)
+        batch = _batch(entry, proposal, of_entry)
+        if batch.facts:
+            batches.append(batch)
+            of_entry[id(entry)] = batch
+        proposals.append((entry, proposal, batch if batch.facts else None))
+    if not batches:
+        return [[] for _ in entries]
+    appended = iter(log.append(*batches))
+    events: list[list[RecordedEvent]] = []
+    for entry, proposal, made in proposals:
+        if made is None:
+            events.append([])
+            continue
+        done = next(appended)
+        _tell(log, entry.handle, proposal, done.state)
+        events.append(done.records[len(done.records) - len(entry.facts) :])
+    return events
+
+
+def _batch(entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch]) -> Batch:
+    kind = "task" if isinstance(entry.handle, Task) else "graph"
+    cause = of_entry.get(id(entry.cause)) if isinstance(entry.cause, Entry) else entry.cause
+    expected: int | Owned = entry.owned if entry.owned is not None else proposal.expected
+    return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause)
+
+
+def _tell(log: EventLog, handle: Task | TaskGraph, proposal: Proposal | GraphProposal, state: object) -> None:
+    if isinstance(handle, Task) and isinstance(proposal, Proposal):
+        handle._committed(log.ledger, state, proposal.pending, log.readers)  # type: ignore[arg-type]
+    elif isinstance(handle, TaskGraph) and isinstance(proposal, GraphProposal):
+        handle._committed(log.ledger, state, proposal)  # type: ignore[arg-type]
