@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, NotALedgerE
 from ttasks.events.codec import decode, from_iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import LedgerCreated, TaskOutput, TaskSucceeded
+from ttasks.events.status import TaskStatus
 from ttasks.log import files
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.projection import load_graph, select
@@ -197,6 +199,18 @@ class Readers:
                     parts[stream].append(text)
         return {stream: "".join(texts) for stream, texts in parts.items()}
 
+    def last_lines(self, task_id: str, attempt: int, count: int) -> list[tuple[str, str]]:
+        """Return the last lines that an attempt printed, in order of arrival: (``stdout`` or ``stderr``, line)."""
+        lines: deque[tuple[str, str]] = deque(maxlen=count)
+        rest = {"stdout": "", "stderr": ""}
+        for event in self.events(stream=f"task-{task_id}", type=TaskOutput.__name__):
+            if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
+                for stream, _, text in event.fact.chunks:
+                    *whole, rest[stream] = (rest[stream] + text).split("\n")
+                    lines.extend((stream, line) for line in whole)
+        lines.extend((stream, line) for stream, line in rest.items() if line)
+        return list(lines)
+
     def returned(self, task_id: str, attempt: int) -> str | None:
         """Return the text that an attempt's handler returned; None where it returned none."""
         for event in self.events(stream=f"task-{task_id}", type=TaskSucceeded.__name__):
@@ -217,6 +231,24 @@ class Readers:
         """Return a graph as its rows have it, a deleted one too; None where there is none."""
         with self.connection() as connection:
             return load_graph(connection, graph_id)
+
+    def graphs(self) -> list[tuple[GraphState, dict[TaskStatus, int]]]:
+        """Return the graphs that are not deleted, without members, with how many tasks stand where; newest first."""
+        with self.connection() as connection:
+            found = connection.execute(select("graphs", "WHERE is_deleted = 0 ORDER BY created_at DESC, id DESC"))
+            states = [rows.graph_state(row, (), ()) for row in found.fetchall()]
+            counted = connection.execute(
+                "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"
+            ).fetchall()
+        counts: dict[str, dict[TaskStatus, int]] = {}
+        for graph_id, status, count in counted:
+            counts.setdefault(graph_id, {})[TaskStatus(status)] = count
+        return [(state, counts.get(state.id, {})) for state in states]
+
+    def ids_like(self, table: str, part: str) -> list[str]:
+        """Return the ids in ``tasks`` or ``graphs`` that begin or end with `part`."""
+        found = self._all(f"SELECT id FROM {table}")  # noqa: S608
+        return [row[0] for row in found if row[0].startswith(part) or row[0].endswith(part)]
 
     def runs(self, graph_id: str | None = None) -> list[RunState]:
         """Return the runs of a graph, or all, oldest first."""

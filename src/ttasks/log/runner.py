@@ -11,6 +11,7 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.events.facts import RunnerDescribed, RunnerStarted
+from ttasks.state.runner import RunnerState
 from ttasks.version import __version__
 
 _GIT_TIMEOUT_S: Final = 20
@@ -51,6 +52,13 @@ def _process_start_elsewhere(pid: int) -> str | None:
         return f"epoch:{psutil.Process(pid).create_time():.6f}"
     except psutil.NoSuchProcess:
         return None
+
+
+def is_alive(runner: RunnerState) -> bool | None:
+    """True when the process of `runner` lives; None where this host can't know, because it ran on another."""
+    if runner.host != os.uname().nodename:
+        return None
+    return runner.boot_id == boot_id() and process_start(runner.pid) == runner.process_start
 
 
 def _working_directory() -> str:

@@ -78,10 +78,14 @@ class GraphRun:
             except KeyboardInterrupt as pressed:
                 if interruption is not None:
                     self._stop()
-                    self._close_as_interrupted()
+                    self._close_as_interrupted("a second Ctrl-C")
                     raise
                 interruption = pressed
                 self._cancel("Ctrl-C")
+            except BaseException as ending:
+                self._stop()
+                self._close_as_interrupted(f"ended by {ending!r}")
+                raise
         for worker in workers:
             worker.join()
         self._finish()
@@ -179,7 +183,7 @@ class GraphRun:
             self._executor.cancel(self._tasks[task_id])
 
     def _stop(self) -> None:
-        """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed."""
+        """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed (SPEC §2.7)."""
         with self._changed:
             self._is_stopped = True
             attempts = list(self._attempts.values())
@@ -193,8 +197,7 @@ class GraphRun:
             attempt.abandon()
             self._executor._settle(attempt)
 
-    def _close_as_interrupted(self) -> None:
-        why = "stopped by a second Ctrl-C"
+    def _close_as_interrupted(self, why: str) -> None:
         self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
 
     # --- the workers -------------------------------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""Checking a ledger, and making its rows again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ttasks.cli.text import console, count, printable
+from ttasks.log import verify
+from ttasks.log.event_log import EventLog
+from ttasks.log.reading import Readers
+
+
+def verify_ledger(path: Path, head: str | None) -> int:
+    """Print what `verify` finds; return the exit code: 0 when the ledger is clean."""
+    out = console()
+    report = verify.verify(Readers.open(path), head=head)
+    for problem in report.problems:
+        out.print(printable(str(problem)), style="red")
+    if report.is_clean:
+        out.print(f"clean: {count(report.events, 'event')}, head {report.head}")
+        return 0
+    first = report.problems[0]
+    more = " or more" if len(report.problems) == verify.PROBLEMS_MAX else ""
+    where = f"event {first.position}" if first.position is not None else "no single event"
+    out.print(f"NOT clean: {count(len(report.problems), 'problem')}{more}; the first is at {where} ({first.promise})")
+    return 1
+
+
+def rebuild_ledger(path: Path) -> None:
+    """Make the rows again and say how many events were folded."""
+    Readers.open(path).close()  # refuses where there is nothing to rebuild, before anything is made
+    log = EventLog.open(path)
+    try:
+        folded = verify.rebuild(log)
+    finally:
+        log.close()
+    console().print(f"rebuilt from {count(folded, 'event')}")

@@ -1,0 +1,254 @@
+"""Looking at a ledger: graphs, tasks, events. Nothing in here writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from ttasks.cli.text import console, count, duration, moment, printable, short, state
+from ttasks.errors import NotALedgerError
+from ttasks.events.codec import encode, iso
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.log.reading import Readers
+from ttasks.log.runner import is_alive
+from ttasks.state.graph import GraphState
+from ttasks.state.runner import RunnerState
+from ttasks.state.task import AttemptState, TaskState
+
+LAST_LINES = 20
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
+    """Print the latest graphs, or tasks, newest first."""
+    readers = Readers.open(path)
+    if tasks:
+        table = _table("task", "title", "status", "attempts", "took", "created")
+        for task in list(reversed(readers.tasks()))[:limit]:
+            status, _ = _task_status(readers, task)
+            took = duration(task.result.duration) if task.result is not None else ""
+            table.add_row(
+                short(task.id), printable(task.title), state(status), str(task.attempts), took, moment(task.created_at)
+            )
+    else:
+        table = _table("graph", "title", "status", "tasks", "took", "created")
+        for graph, counts in readers.graphs()[:limit]:
+            status, took = _graph_status(readers, graph)
+            parts = ", ".join(f"{counts[each]} {each}" for each in TaskStatus if each in counts)
+            table.add_row(short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at))
+    console().print(table)
+
+
+def _graph_status(readers: Readers, graph: GraphState) -> tuple[str, str]:
+    """Return where a graph stands, as far as this host can tell, and how long its latest run took."""
+    if graph.run_status is None:
+        return "pending", ""
+    run = readers.runs(graph.id)[-1]
+    took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
+    is_dead = run.status is RunStatus.RUNNING and _is_dead(readers.runner(run.runner))
+    return ("interrupted" if is_dead else str(run.status)), took
+
+
+def _is_dead(runner: RunnerState | None) -> bool:
+    return runner is not None and is_alive(runner) is False
+
+
+def _task_status(readers: Readers, task: TaskState) -> tuple[str, str]:
+    """Return where a task stands, as far as this host can tell, and what there is to say about that."""
+    if task.running_attempt is None:
+        return str(task.status), ""
+    attempt = readers.attempts(task.id)[-1]
+    runner = readers.runner(attempt.runner)
+    if runner is None or not _is_dead(runner):
+        return str(task.status), ""
+    return "interrupted", f"it was running: its runner, process {runner.pid} on {runner.host}, is gone"
+
+
+def _find(readers: Readers, part: str | None) -> tuple[str, str]:
+    """Return (``graphs`` or ``tasks``, id) of what `part` names; without it, of the latest graph."""
+    if part is None:
+        latest = readers.graphs()
+        if latest:
+            return "graphs", latest[0][0].id
+        raise NotALedgerError(f"{readers.path} has no graph yet; `ttasks ls --tasks` lists its tasks")
+    wanted = part.removeprefix("task-").removeprefix("graph-")
+    found = [(table, id_) for table in ("graphs", "tasks") for id_ in readers.ids_like(table, wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotALedgerError(f"{readers.path} has no graph and no task whose id begins or ends with {part!r}")
+    some = ", ".join(id_ for _, id_ in found[:5])
+    raise NotALedgerError(f"{part!r} is not one id but {len(found)}: {some}{', …' if len(found) > 5 else ''}")
+
+
+def show(path: Path, part: str | None, *, whole_output: bool) -> None:
+    """Print a graph or a task."""
+    readers = Readers.open(path)
+    table, id_ = _find(readers, part)
+    if table == "graphs":
+        _show_graph(readers, id_)
+    else:
+        _show_task(readers, id_, whole_output=whole_output)
+
+
+def _field(name: str, value: object) -> None:
+    console().print(
+        Text.assemble((f"{name:<9}", "dim"), " ", value if isinstance(value, Text) else printable(str(value)))
+    )
+
+
+def _show_graph(readers: Readers, graph_id: str) -> None:
+    graph = readers.graph(graph_id)
+    assert graph is not None
+    status, took = _graph_status(readers, graph)
+    _field("graph", graph.id)
+    _field("title", graph.title)
+    _field("status", Text.assemble(state(status), f" after {took}" if took else ""))
+    if graph.source is not None:
+        _field("file", f"{graph.source.path} (sha256 {graph.source.sha256[:12]}…)")
+    for run in readers.runs(graph_id):
+        runner = readers.runner(run.runner)
+        _field(f"run {run.run}", f"{run.status}, started {moment(run.started_at)}, {_who(runner)}")
+    tasks = readers.tasks_of_graph(graph_id)
+    table = _table("task", "name", "status", "attempts", "took", "after", "")
+    for member in graph.members.values():
+        task = tasks[member.task]
+        task_status, note = _task_status(readers, task)
+        parents = ", ".join(printable(tasks[parent].name) for parent in member.after)
+        notes = [
+            *(["finally"] if member.is_finally else []),
+            *([] if member.is_required else ["optional"]),
+            *([f"blocked by {printable(tasks[task.blocked_by].name)}"] if task.blocked_by in tasks else []),
+            *([note] if note else []),
+            *([printable(task.error.strip().rpartition("\n")[2])] if task.error else []),
+        ]
+        table.add_row(
+            short(task.id),
+            printable(task.name),
+            state(task_status),
+            str(task.attempts),
+            duration(task.result.duration) if task.result is not None else "",
+            parents,
+            "; ".join(notes),
+        )
+    console().print(table)
+
+
+def _who(runner: RunnerState | None) -> str:
+    if runner is None:
+        return "by nobody known"
+    commit = f", commit {runner.git_commit[:12]}" if runner.git_commit else ""
+    dirty = " with changes" if runner.git_dirty else ""
+    return f"by {runner.user}@{runner.host} (process {runner.pid}) in {runner.cwd}{commit}{dirty}"
+
+
+def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
+    task = readers.task(task_id)
+    assert task is not None
+    status, note = _task_status(readers, task)
+    _field("task", task.id)
+    _field("title", task.title)
+    _field("status", Text.assemble(state(status), f" ({note})" if note else ""))
+    _field("type", task.type)
+    first, *more = task.payload.splitlines() or [""]
+    _field("payload", first)
+    for line in more:
+        _field("", line)
+    for name, value in (("cwd", task.cwd), ("timeout", task.timeout), ("error", task.error)):
+        if value is not None:
+            _field(name, value if name != "error" else str(value).strip())
+    for variable, value in sorted((task.env or {}).items()):
+        _field("env", f"{variable}={value}")
+    for variable in sorted(task.env_digests or {}):
+        _field("env", f"{variable}=(secret, not recorded)")
+    attempts = readers.attempts(task_id)
+    for attempt in attempts:
+        _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt))
+    if attempts:
+        _print_output(readers, task_id, attempts[-1].attempt, whole=whole_output)
+
+
+def _attempt_line(readers: Readers, attempt: AttemptState) -> str:
+    parts = [f"{attempt.status}, started {moment(attempt.started_at)}"]
+    if attempt.duration is not None:
+        parts.append(f"took {duration(attempt.duration)}")
+    if attempt.returncode is not None:
+        parts.append(f"exit code {attempt.returncode}")
+    if attempt.reason is not None:
+        parts.append(attempt.reason)
+    return ", ".join([*parts, f"handler {attempt.handler}", _who(readers.runner(attempt.runner))])
+
+
+def _print_output(readers: Readers, task_id: str, attempt: int, *, whole: bool) -> None:
+    out = console()
+    if whole:
+        for text in readers.printed(task_id, attempt).values():
+            for line in text.splitlines():
+                out.print(printable(line))
+        return
+    lines = readers.last_lines(task_id, attempt, LAST_LINES)
+    if lines:
+        out.print(Text(f"last {count(len(lines), 'line')} of output:", style="dim"))
+    for stream, line in lines:
+        out.print(Text("| " + printable(line), style="red" if stream == "stderr" else ""))
+
+
+def print_events(
+    path: Path, part: str | None, *, after: int, type_: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Print events, a line each."""
+    readers = Readers.open(path)
+    stream = None
+    if part is not None:
+        table, id_ = _find(readers, part)
+        stream = f"{table.removesuffix('s')}-{id_}"
+    out = console()
+    for event in readers.events(stream=stream, type=type_, after=after, limit=limit):
+        if as_json:
+            sys.stdout.write(_as_json(event) + "\n")
+        else:
+            text = printable(encode(event.fact))
+            at = _local_time(event.recorded_at)
+            out.print(
+                Text.assemble(
+                    str(event.position),
+                    " ",
+                    (at, "dim"),
+                    f" {event.stream}@{event.version} ",
+                    (event.type, "bold"),
+                    " ",
+                    text,
+                )
+            )
+
+
+def _local_time(at: datetime) -> str:
+    return at.astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
+def _as_json(event: RecordedEvent) -> str:
+    return json.dumps(
+        {
+            "position": event.position,
+            "stream": event.stream,
+            "version": event.version,
+            "type": event.type,
+            "recorded_at": iso(event.recorded_at),
+            "runner": event.runner,
+            "cause": event.cause,
+            "data": json.loads(encode(event.fact)),
+            "hash": event.hash.hex(),
+        }
+    )

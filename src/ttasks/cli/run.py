@@ -1,0 +1,162 @@
+"""Running a workflow file, and saying what happens as it happens."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.text import Text
+
+from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK
+from ttasks.cli.text import STYLES, console, count, duration, printable, short
+from ttasks.cli.workflow import Workflow, load_workflow
+from ttasks.clock import monotonic_s
+from ttasks.events.facts import Source
+from ttasks.events.status import TaskStatus, TaskType
+from ttasks.log.reading import Readers
+from ttasks.model.event import TaskEvent, TaskEventType
+from ttasks.model.graph import TaskGraph
+from ttasks.model.retry import RetryPolicy
+from ttasks.model.task import Task
+from ttasks.runtime.executor import TaskExecutor
+from ttasks.stores.ledger import SQLiteStore
+
+DEFAULT_WORKERS: Final = 4
+LAST_LINES: Final = 20
+
+
+def graph_of(workflow: Workflow) -> TaskGraph:
+    """Return the graph that a workflow file describes."""
+    tasks = {
+        name: Task(
+            spec.title,
+            spec.payload,
+            TaskType(spec.kind),
+            spec.description,
+            timeout=spec.timeout,
+            cwd=spec.cwd,
+            env=spec.env,
+            on_interrupted=spec.on_interrupted,
+            name=name,
+        )
+        for name, spec in workflow.tasks.items()
+    }
+    graph = TaskGraph(title=workflow.title or workflow.path.stem)
+    for name, spec in workflow.tasks.items():
+        once = spec.max_attempts == 1
+        graph.add(
+            tasks[name],
+            after=[tasks[parent] for parent in spec.after],
+            finally_=spec.finally_,
+            required=spec.required,
+            retry_policy=None if once else RetryPolicy(spec.max_attempts, spec.backoff),
+        )
+    graph._source = Source(str(workflow.path), workflow.sha256)
+    graph._max_workers = workflow.max_workers
+    return graph
+
+
+class Reporter:
+    """Prints each event on a line of its own, whichever thread it comes from."""
+
+    def __init__(self, graph: TaskGraph) -> None:
+        self._out = console()
+        self._lock = threading.Lock()
+        self._width = min(max((len(printable(task.name)) for task in graph), default=0), 30)
+
+    def __call__(self, event: TaskEvent) -> None:
+        """Print one event."""
+        if event.type is TaskEventType.OUTPUT:
+            style = "dim red" if event.output_stream == "stderr" else "dim"
+            self._line(event, Text("| " + printable((event.output_chunk or "").rstrip("\r\n")), style=style))
+        elif event.type is TaskEventType.PROGRESS:
+            percent = f"{event.progress_percent:g} % " if event.progress_percent is not None else ""
+            self._line(event, Text("… " + percent + printable(event.progress_message or ""), style="cyan"))
+        else:
+            self._line(event, self._lifecycle(event))
+
+    def _lifecycle(self, event: TaskEvent) -> Text:
+        task, style = event.task, STYLES.get(str(event.type), "bold red")
+        if event.type is TaskEventType.STARTED:
+            again = f" (attempt {task.attempts})" if task.attempts > 1 else ""
+            return Text(f"started{again}", style="bold")
+        text = str(event.type).replace("_", " ")
+        if task.result is not None and event.type is not TaskEventType.BLOCKED:
+            text += f" after {duration(task.result.duration)}"
+        if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
+            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
+        return Text(text, style=style)
+
+    def _line(self, event: TaskEvent, what: Text) -> None:
+        at = event.timestamp.astimezone().strftime("%H:%M:%S")
+        name = printable(event.task.name)
+        line = Text.assemble((at, "dim"), " ", (name.ljust(self._width), "bold"), " ", what)
+        with self._lock:
+            self._out.print(line)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM or SIGHUP: an interruption, not a decision; what runs is ended and recorded as interrupted."""
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise _Terminated(128 + number)
+
+
+def run_file(file: Path, ledger: Path, jobs: int | None) -> int:
+    """Run a workflow file into a ledger; return the exit code."""
+    workflow = load_workflow(file)
+    graph = graph_of(workflow)
+    workers = jobs or workflow.max_workers or DEFAULT_WORKERS
+    out = console()
+    started_s = monotonic_s()
+    is_cancelled = False
+    with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
+        executor.events.subscribe(Reporter(graph))
+        out.print(
+            f"{printable(graph.title)}: {count(len(graph), 'task')}, graph {graph.id}, ledger {printable(str(ledger))}"
+        )
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)
+        try:
+            graph.run(executor, workers)
+        except KeyboardInterrupt:
+            is_cancelled = True
+        finally:
+            _summarise(graph, store._readers, monotonic_s() - started_s)
+    sys.stdout.flush()
+    if is_cancelled:
+        return EXIT_CTRL_C
+    return 0 if graph.ok else EXIT_NOT_OK
+
+
+def _summarise(graph: TaskGraph, readers: Readers, seconds: float) -> None:
+    out = console()
+    out.print()
+    for task in graph:
+        if task.is_failed or task.is_interrupted:
+            _show_end(graph, task, readers)
+    for task in graph.blocked:
+        cause = next((parent for parent in graph if parent.id == task.blocked_by), None)
+        out.print(
+            Text(f"{printable(task.name)}: blocked by {printable(cause.name) if cause else 'another task'}", "magenta")
+        )
+    counts = Counter(task.status for task in graph)
+    parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
+    verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
+    out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
+    out.print(f"Look at it: ttasks show {short(graph.id)}")
+
+
+def _show_end(graph: TaskGraph, task: Task, readers: Readers) -> None:
+    out = console()
+    optional = " (optional)" if graph.is_optional(task) else ""
+    error = printable((task.error or "").strip().rpartition("\n")[2])
+    out.print(Text(f"{printable(task.name)}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
+    for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
+        out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))
