@@ -120,7 +120,9 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         _field("file", f"{graph.source.path} (sha256 {graph.source.sha256[:12]}…)")
     for run in readers.runs(graph_id):
         runner = readers.runner(run.runner)
-        _field(f"run {run.run}", f"{run.status}, started {moment(run.started_at)}, {_who(runner)}")
+        is_dead = run.status is RunStatus.RUNNING and _is_dead(runner)
+        stands = "interrupted (its runner is gone)" if is_dead else str(run.status)
+        _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {_who(runner)}")
     tasks = readers.tasks_of_graph(graph_id)
     table = _table("task", "name", "status", "attempts", "took", "after", "")
     for member in graph.members.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime
 from typing import Final
@@ -22,6 +23,7 @@ STYLES: Final = {
 }
 _JOINERS: Final = "\u200d\ufe0f"
 ID_LENGTH: Final = 8
+PIPE_WIDTH: Final = 160
 
 
 def printable(text: str) -> str:
@@ -44,7 +46,8 @@ def console(*, stderr: bool = False) -> Console:
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
 
 
 def short(id_: str) -> str:

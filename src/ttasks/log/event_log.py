@@ -377,9 +377,9 @@ class EventLog:
 
         def describe() -> None:
             fact = describe_git(root)
-            runner = self.readers.runner(position)
-            if runner is not None:
-                with contextlib.suppress(LedgerError):  # a ledger that went away meanwhile lacks only this
+            with contextlib.suppress(LedgerError):  # a ledger that went away meanwhile lacks only this
+                runner = self.readers.runner(position)
+                if runner is not None:
                     self.append(Batch(f"runner-{runner.id}", [fact], None, position))
 
         self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)

@@ -341,6 +341,8 @@ class GraphRun:
             if error is not None:
                 self._graph._errors[task_id] = error
             consequences = self._planner.settle(task_id, succeeded=self._tasks[task_id].is_succeeded)
+            if self._is_stopped:  # whoever resumes the run decides what follows from this
+                consequences = Consequences()
         self._block(consequences)
         with self._changed:
             self._ready.extend(consequences.ready)

@@ -1,0 +1,315 @@
+"""The command, as a person uses it: real processes, real files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ttasks import SQLiteStore
+
+TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
+
+
+class Shell:
+    """Runs ``ttasks`` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = folder / ".ttasks" / "ledger.db"
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if name != "TTASKS_LEDGER"}
+        return subprocess.run(
+            [*TTASKS, *arguments],
+            cwd=self.folder,
+            env={**clean, "TZ": "UTC", **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text, "utf-8")
+        return path
+
+    def sql(self, query: str) -> list[tuple[object, ...]]:
+        with contextlib.closing(sqlite3.connect(self.ledger)) as connection:
+            return connection.execute(query).fetchall()
+
+
+@pytest.fixture
+def ttasks(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+GOOD = """
+title: good
+tasks:
+  hello: {bash: "echo hello; echo warning >&2"}
+  world: {bash: "echo world", after: [hello]}
+"""
+
+BAD = """
+title: bad
+tasks:
+  ok: {bash: "echo fine"}
+  broken: {bash: "echo before; echo no such thing >&2; exit 3", after: [ok], retries: {max_attempts: 2}}
+  late: {bash: echo late, after: [broken]}
+  clean: {bash: echo clean, after: [late], finally: true}
+"""
+
+
+def test_a_run_that_is_ok_exits_with_0_and_prints_each_event(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    done = ttasks("run", "good.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line[9:] for line in done.stdout.splitlines()]
+    assert [line.split(" after ")[0] for line in lines[1:7]] == [
+        "hello started",
+        "hello | hello",
+        "hello | warning",
+        "hello succeeded",
+        "world started",
+        "world | world",
+    ]
+    assert "OK: 2 succeeded" in done.stdout
+
+
+def test_a_run_that_is_not_ok_exits_with_1_and_ends_with_the_failed_tasks_last_output(ttasks: Shell) -> None:
+    ttasks.write("bad.yaml", BAD)
+    done = ttasks("run", "bad.yaml")
+    assert done.returncode == 1
+    summary = done.stdout.split("\n\n")[-1]
+    assert "broken: failed: no such thing\n  | before\n  | no such thing\n" in summary
+    assert "late: blocked by broken" in summary
+    assert "NOT OK: 2 succeeded, 1 failed, 1 blocked" in summary
+
+
+def test_every_start_output_and_end_is_there_in_plain_sql(ttasks: Shell) -> None:
+    ttasks.write("bad.yaml", BAD)
+    ttasks("run", "bad.yaml")
+    starts = "SELECT name, attempt FROM attempts JOIN tasks ON tasks.id = task_id ORDER BY position"
+    assert ttasks.sql(starts) == [("ok", 1), ("broken", 1), ("broken", 2), ("clean", 1)]
+    output = (
+        "SELECT tasks.name, stream, text FROM task_output JOIN tasks ON tasks.id = task_id"
+        " WHERE attempt = 2 OR name = 'ok' ORDER BY position, chunk"
+    )
+    assert ttasks.sql(output) == [
+        ("ok", "stdout", "fine\n"),
+        ("broken", "stdout", "before\n"),
+        ("broken", "stderr", "no such thing\n"),
+    ]
+    ends = (
+        "SELECT name, attempts.status, returncode, reason FROM attempts JOIN tasks ON tasks.id = task_id"
+        " ORDER BY position"
+    )
+    assert ttasks.sql(ends) == [
+        ("ok", "succeeded", 0, None),
+        ("broken", "failed", 3, "exit_code"),
+        ("broken", "failed", 3, "exit_code"),
+        ("clean", "succeeded", 0, None),
+    ]
+
+
+def test_a_bad_file_exits_with_2_and_leaves_no_trace(ttasks: Shell) -> None:
+    ttasks.write("wrong.yaml", "tasks:\n  a: {bsh: echo}\n")
+    done = ttasks("run", "wrong.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "wrong.yaml:2: task 'a':" in done.stderr and "'bash'" in done.stderr
+    assert not ttasks.ledger.exists()
+
+
+def test_a_missing_file_is_named(ttasks: Shell) -> None:
+    done = ttasks("run", "nowhere.yaml")
+    assert done.returncode == 2
+    assert "nowhere.yaml: the workflow file can't be read: No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "events", "verify", "rebuild"])
+def test_looking_without_a_ledger_says_so_and_makes_none(ttasks: Shell, command: str) -> None:
+    done = ttasks(command)
+    assert done.returncode == 2
+    assert "there is no ledger at .ttasks/ledger.db" in done.stderr
+    assert not ttasks.ledger.exists()
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "events", "verify", "rebuild"])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(ttasks: Shell, command: str) -> None:
+    other = ttasks.write("notes.txt", "not a database " * 100)
+    done = ttasks(command, "--ledger", "notes.txt")
+    assert done.returncode == 2
+    assert "is not a ledger" in done.stderr
+    assert other.read_text() == "not a database " * 100
+    assert sorted(path.name for path in ttasks.folder.iterdir()) == ["notes.txt"]
+
+
+def test_the_ledger_is_the_option_else_the_variable_else_the_default(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml", "--ledger", "one/a.db", TTASKS_LEDGER="two/b.db")
+    ttasks("run", "good.yaml", TTASKS_LEDGER="two/b.db")
+    ttasks("run", "good.yaml")
+    assert all((ttasks.folder / path).exists() for path in ("one/a.db", "two/b.db", ".ttasks/ledger.db"))
+
+
+def test_ls_lists_graphs_newest_first_and_tasks_on_request(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks.write("bad.yaml", BAD)
+    ttasks("run", "good.yaml")
+    ttasks("run", "bad.yaml")
+    rows = [line.split() for line in ttasks("ls").stdout.splitlines()[1:]]
+    assert [row[1:3] for row in rows] == [["bad", "failed"], ["good", "succeeded"]]
+    tasks = ttasks("ls", "--tasks").stdout.splitlines()[1:]
+    assert sorted(line.split()[1] for line in tasks) == ["broken", "clean", "hello", "late", "ok", "world"]
+
+
+def test_show_tells_a_graph_and_a_task_by_part_of_its_id(ttasks: Shell) -> None:
+    ttasks.write("bad.yaml", BAD)
+    ttasks("run", "bad.yaml")
+    ((task_id,),) = ttasks.sql("SELECT id FROM tasks WHERE name = 'broken'")
+    graph = ttasks("show").stdout
+    assert "status    failed" in graph and "blocked by broken" in graph and "finally" in graph
+    shown = ttasks("show", str(task_id)[-8:]).stdout
+    assert "attempt 2 failed" in shown and "exit code 3" in shown and "| no such thing" in shown
+    assert ttasks("show", str(task_id), "--output").stdout.endswith("before\nno such thing\n")
+
+
+def test_an_unknown_or_ambiguous_id_is_an_error_with_exit_code_2(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    unknown = ttasks("show", "zzz")
+    assert (unknown.returncode, "no graph and no task" in unknown.stderr) == (2, True)
+    ambiguous = ttasks("show", "0")
+    assert (ambiguous.returncode, "is not one id but" in ambiguous.stderr) == (2, True)
+
+
+def test_events_are_printed_oldest_first_and_as_json_on_request(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    events = [json.loads(line) for line in ttasks("events", "--json").stdout.splitlines()]
+    assert [event["position"] for event in events] == list(range(1, len(events) + 1))
+    assert events[0]["type"] == "LedgerCreated" and events[-1]["type"] == "GraphRunFinished"
+    starts = ttasks("events", "--type", "TaskStarted").stdout.splitlines()
+    assert len(starts) == 2 and all("TaskStarted" in line for line in starts)
+    later = ttasks("events", "--after", str(len(events) - 1), "--json").stdout.splitlines()
+    assert [json.loads(line)["position"] for line in later] == [len(events)]
+
+
+def test_verify_finds_an_edited_row_and_rebuild_mends_it(ttasks: Shell) -> None:
+    ttasks.write("bad.yaml", BAD)
+    ttasks("run", "bad.yaml")
+    assert ttasks("verify").returncode == 0
+    with contextlib.closing(sqlite3.connect(ttasks.ledger)) as connection:
+        connection.execute("UPDATE tasks SET status = 'succeeded' WHERE name = 'broken'")
+        connection.commit()
+    found = ttasks("verify")
+    assert found.returncode == 1
+    assert 'status is "succeeded", its events say "failed"' in found.stdout
+    assert ttasks("rebuild").stdout.startswith("rebuilt from")
+    assert ttasks("verify").returncode == 0
+
+
+def test_verify_names_the_first_bad_event_and_finds_a_cut_tail_by_its_head(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    head = ttasks("verify").stdout.split()[-1]
+    with contextlib.closing(sqlite3.connect(ttasks.ledger)) as connection:
+        for name in ("events_are_never_removed", "events_are_never_changed"):
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("DELETE FROM events WHERE position = (SELECT max(position) FROM events)")
+        connection.commit()
+    cut = ttasks("verify", "--head", head)
+    assert cut.returncode == 1 and f"no event has the hash {head}" in cut.stdout
+    with contextlib.closing(sqlite3.connect(ttasks.ledger)) as connection:
+        connection.execute(
+            "UPDATE events SET data = replace(data, 'echo world', 'echo WORLD') WHERE type = 'TaskCreated'"
+        )
+        ((position,),) = connection.execute("SELECT position FROM events WHERE data GLOB '*WORLD*'").fetchall()
+        connection.commit()
+    changed = ttasks("verify")
+    assert changed.returncode == 1
+    assert f"the first is at event {position} (integrity)" in changed.stdout
+
+
+def test_hostile_names_titles_and_output_can_not_steer_the_terminal(ttasks: Shell) -> None:
+    ttasks.write(
+        "hostile.yaml",
+        'title: "\\e[2J [red]title[/red]"\n'
+        "tasks:\n"
+        '  "\\e]0;name\\a": {bash: "printf \'\\\\033[31mred\\\\n\'; exit 1"}\n',
+    )
+    printed = [ttasks("run", "hostile.yaml"), ttasks("ls"), ttasks("ls", "--tasks"), ttasks("show"), ttasks("events")]
+    for done in printed:
+        assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout
+    assert "\\x1b[31mred" in printed[0].stdout
+    assert "\\x1b[2J [red]title[/red]" in printed[0].stdout
+
+
+def test_powershell_prompt_and_agent_tasks_fail_with_one_sentence(ttasks: Shell) -> None:
+    ttasks.write("all.yaml", "tasks:\n  a: {powershell: Get-Item}\n  b: {prompt: hi}\n  c: {agent: do}\n")
+    done = ttasks("run", "all.yaml")
+    assert done.returncode == 1
+    assert done.stdout.count("can't run") >= 3
+
+
+def test_secret_values_of_a_workflow_are_in_no_file_of_the_ledger(ttasks: Shell) -> None:
+    ttasks.write(
+        "secret.yaml",
+        "tasks:\n  a: {bash: 'test ${#API_TOKEN} = 13', env: {API_TOKEN: correct-horse, PLAIN: visible}}\n",
+    )
+    assert ttasks("run", "secret.yaml").returncode == 0
+    files = [path.read_bytes() for path in ttasks.ledger.parent.iterdir()]
+    assert not any(b"correct-horse" in content for content in files)
+    assert any(b"visible" in content for content in files)
+    ((shown,),) = ttasks.sql("SELECT env_digests FROM tasks")
+    assert str(shown).startswith('{"API_TOKEN":"pbkdf2-sha256:')
+
+
+def test_the_workflow_is_named_in_the_ledger_by_path_and_digest(ttasks: Shell) -> None:
+    import hashlib
+
+    path = ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    assert ttasks.sql("SELECT source_path, source_sha256 FROM graphs") == [
+        (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    ]
+
+
+def test_fields_of_the_file_reach_the_task_and_the_graph(ttasks: Shell) -> None:
+    (ttasks.folder / "sub").mkdir()
+    ttasks.write(
+        "fields.yaml",
+        "max_workers: 2\n"
+        "tasks:\n"
+        "  a: {bash: 'pwd; echo $A', title: A title, cwd: sub, env: {A: 1.10}, timeout: 60, description: why}\n"
+        "  b: {bash: exit 1, after: [a], finally: true, required: false, retries: {max_attempts: 2, backoff: 0.01}}\n",
+    )
+    assert ttasks("run", "fields.yaml").returncode == 0
+    with SQLiteStore(ttasks.ledger) as store:
+        (graph,) = [store.graphs[key] for key in store.graphs]
+        a, b = graph
+        assert (a.name, a.title, a.description, a.timeout) == ("a", "A title", "why", 60)
+        assert a.result.output == f"{ttasks.folder / 'sub'}\n1.10\n"
+        assert (graph.is_finally(b), graph.is_optional(b), b.attempts) == (True, True, 2)
+    assert ttasks.sql("SELECT max_workers FROM runs") == [(2,)]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    piped = subprocess.run(
+        f"{sys.executable} -c 'from ttasks.cli import main; main()' events | head -n 1",
+        shell=True,
+        cwd=ttasks.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert piped.stdout.startswith("1 ") and "Traceback" not in piped.stderr
