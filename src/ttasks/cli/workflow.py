@@ -129,7 +129,7 @@ def load_workflow(path: Path) -> Workflow:
     except ValidationError as error:
         raise _refused(path, root.problems_of(error)) from None
     path = path.absolute()
-    tasks = {name: _task(name, task, path.parent, root) for name, task in spec.tasks.items()}
+    tasks = {name: _task(name, task, path.parent) for name, task in spec.tasks.items()}
     problems = [*_kind_problems(spec, root), *_graph_problems(tasks, root)]
     if problems:
         raise _refused(path, problems)
@@ -154,9 +154,10 @@ def _read(path: Path) -> bytes:
         raise refuse("no file can have this name: it holds NUL") from None
     except OSError as error:
         raise refuse(f"the workflow file can't be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refuse("a workflow file has to be a regular file")
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise refuse("a workflow file has to be a regular file")
         content = file.read(FILE_BYTES_MAX + 1)
     if len(content) > FILE_BYTES_MAX:
         raise refuse(f"the file is larger than {FILE_BYTES_MAX // 1024} KiB, which no workflow file needs to be")
@@ -363,7 +364,7 @@ def _fields_at(place: Place) -> list[str]:
 # --- what the parts mean together ----------------------------------------------------------------------------------
 
 
-def _task(name: str, spec: _TaskSpec, folder: Path, _: _Tree) -> WorkflowTask:
+def _task(name: str, spec: _TaskSpec, folder: Path) -> WorkflowTask:
     given: list[Kind] = [kind for kind in KINDS if getattr(spec, kind) is not None]
     kind: Kind = given[0] if given else "bash"
     return WorkflowTask(
