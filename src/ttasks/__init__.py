@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LedgerError,
         LedgerUnwritableError,
         NotALedgerError,
+        NotFoundError,
         SealedTaskError,
         StreamConflictError,
         TaskCancelled,
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "ttasks.errors": (
         "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
-        "NotALedgerError", "SealedTaskError", "StreamConflictError", "TaskCancelled", "TaskExecutionError",
-        "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError", "WorkflowError",
+        "NotALedgerError", "NotFoundError", "SealedTaskError", "StreamConflictError", "TaskCancelled",
+        "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError", "WorkflowError",
     ),
     "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
     "ttasks.events.status": ("RunStatus", "TaskStatus", "TaskType"),
@@ -101,6 +102,7 @@ __all__ = [
     "LedgerError",
     "LedgerUnwritableError",
     "NotALedgerError",
+    "NotFoundError",
     "OpaqueEvent",
     "RecordedError",
     "RecordedEvent",

@@ -80,6 +80,10 @@ class WorkflowError(TtasksError, ValueError):
         return f"{place}: task '{task}': {text}" if task is not None else f"{place}: {text}"
 
 
+class NotFoundError(TtasksError, LookupError):
+    """No task or graph is meant, or more than one could be."""
+
+
 class LedgerError(TtasksError, RuntimeError):
     """Something is wrong with a ledger file."""
 

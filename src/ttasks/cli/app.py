@@ -11,7 +11,7 @@ from typing import Final, ParamSpec
 
 import click
 
-from ttasks.errors import LedgerError, TtasksError, WorkflowError
+from ttasks.errors import NotALedgerError, NotFoundError, TtasksError, WorkflowError
 from ttasks.version import __version__
 
 Parameters = ParamSpec("Parameters")
@@ -53,7 +53,8 @@ def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, No
             lines = str(error).splitlines() if isinstance(error, WorkflowError) else [f"ttasks: {error}"]
             for line in lines:
                 out.print(printable(line))
-            sys.exit(EXIT_BAD_INPUT if isinstance(error, WorkflowError | LedgerError) else EXIT_NOT_OK)
+            is_bad_input = isinstance(error, WorkflowError | NotALedgerError | NotFoundError)
+            sys.exit(EXIT_BAD_INPUT if is_bad_input else EXIT_NOT_OK)
 
     return wrapped
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttasks.cli.text import console, count, duration, moment, printable, short, state
-from ttasks.errors import NotALedgerError
+from ttasks.errors import NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.status import RunStatus, TaskStatus
@@ -82,15 +82,15 @@ def _find(readers: Readers, part: str | None) -> tuple[str, str]:
         latest = readers.graphs()
         if latest:
             return "graphs", latest[0][0].id
-        raise NotALedgerError(f"{readers.path} has no graph yet; `ttasks ls --tasks` lists its tasks")
+        raise NotFoundError(f"{readers.path} has no graph yet; `ttasks ls --tasks` lists its tasks")
     wanted = part.removeprefix("task-").removeprefix("graph-")
     found = [(table, id_) for table in ("graphs", "tasks") for id_ in readers.ids_like(table, wanted)]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotALedgerError(f"{readers.path} has no graph and no task whose id begins or ends with {part!r}")
+        raise NotFoundError(f"{readers.path} has no graph and no task whose id begins or ends with {part!r}")
     some = ", ".join(id_ for _, id_ in found[:5])
-    raise NotALedgerError(f"{part!r} is not one id but {len(found)}: {some}{', …' if len(found) > 5 else ''}")
+    raise NotFoundError(f"{part!r} is not one id but {len(found)}: {some}{', …' if len(found) > 5 else ''}")
 
 
 def show(path: Path, part: str | None, *, whole_output: bool) -> None:

@@ -249,6 +249,9 @@ class TaskExecutor:
             except CancelUnheardError:
                 attempt.end_waiting()
                 break
+            except LedgerUnwritableError as lost:
+                lost.result = attempt.result
+                raise
             attempt = following
             attempt.perform()
         return attempt

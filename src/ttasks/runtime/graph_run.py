@@ -45,6 +45,8 @@ class GraphRun:
                 raise AlreadyRunningError(
                     f"task '{task.title}' ({task.id}) is RUNNING: the graph can't be run. Nothing was written"
                 )
+        if graph.run_status is RunStatus.RUNNING:
+            raise AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")
         self._executor = executor
         self._graph = graph
         self._max_workers = max_workers
@@ -73,6 +75,8 @@ class GraphRun:
         workers = self._hire()
         while True:
             try:
+                if interruption is not None and not self._is_cancelled:
+                    self._cancel("Ctrl-C")
                 self._wait()
                 break
             except KeyboardInterrupt as pressed:
@@ -81,7 +85,6 @@ class GraphRun:
                     self._close_as_interrupted("a second Ctrl-C")
                     raise
                 interruption = pressed
-                self._cancel("Ctrl-C")
             except BaseException as ending:
                 self._stop()
                 self._close_as_interrupted(f"ended by {ending!r}")
@@ -95,7 +98,8 @@ class GraphRun:
     def _begin(self) -> None:
         graph, ids = self._graph, list(self._members)
         place = {task_id: index for index, task_id in enumerate(ids)}
-        number = (graph._state.runs if graph._state is not None else 0) + 1
+        log = self._executor._journal.log
+        number = len(log.readers.runs(graph.id)) + 1 if log is not None else 1
         started = GraphRunStarted(
             run=number,
             max_workers=self._max_workers,
@@ -266,11 +270,12 @@ class GraphRun:
 
     def _perform(self, attempt: Attempt) -> Attempt | None:
         """Run a started attempt to its end; return the one that was started in the same commit, if any."""
-        attempt = self._executor._finish(attempt)
         task_id = attempt.task.id
-        follow = self._follow(task_id, succeeds=attempt.error is None)
+        follow: Attempt | None = None
         has_followed = False
         try:
+            attempt = self._executor._finish(attempt)
+            follow = self._follow(task_id, succeeds=attempt.error is None)
             has_followed = self._executor._settle(attempt, follow=follow)
         except LedgerUnwritableError as lost:
             self._lose(lost, task_id, *([follow.task.id] if follow is not None else []))
