@@ -57,7 +57,8 @@ _HOMES: Final = {
     "ttasks.errors": (
         "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
         "NotALedgerError", "NotFoundError", "SealedTaskError", "StreamConflictError", "TaskCancelled",
-        "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError", "WorkflowError",
+        "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError",
+        "WorkflowError",
     ),
     "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
     "ttasks.events.status": ("RunStatus", "TaskStatus", "TaskType"),

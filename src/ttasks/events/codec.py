@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from ttasks.events.status import OnInterrupted, RunStatus, TaskType
 from ttasks.events.upcasters import UPCASTERS, Upcaster
 
 
+@lru_cache(maxsize=256)  # one moment is written into the event, its row and its attempt's row
 def iso(moment: datetime) -> str:
     """Return `moment` in UTC as ``2026-11-24T08:00:00.000000Z``: fixed width, so that texts sort as times do."""
     if moment.tzinfo is not UTC:

@@ -19,11 +19,11 @@ def event_hash(before: bytes, columns: tuple[int | str | None, ...]) -> bytes:
     Hashed are the bytes ``ttasks event 1\\n``, `before`, and each column as a netstring (``<bytes>:<content>,`` of its
     decimal or UTF-8 text; NULL is ``-``): no two different events give the same bytes.
     """
-    parts = [_WHAT_IS_HASHED, before]
-    for column in columns:
-        if column is None:
-            parts.append(b"-")
-        else:
-            content = str(column).encode()
-            parts.append(b"%d:%b," % (len(content), content))
-    return sha256(b"".join(parts)).digest()
+    # Columns are ASCII but for texts in the data: the bytes are counted where they aren't as many as the characters.
+    text = "".join(
+        [
+            "-" if column is None else f"{len(text) if text.isascii() else len(text.encode())}:{text},"
+            for column, text in [(column, str(column)) for column in columns]
+        ]
+    )
+    return sha256(b"".join((_WHAT_IS_HASHED, before, text.encode()))).digest()

@@ -233,7 +233,8 @@ class EventLog:
         if request.error is not None:
             raise request.error
         assert request.appended is not None
-        self._tell(request.appended)
+        if self._watchers:
+            self._tell(batches)
         return request.appended
 
     def replace_rows(self, tables: Sequence[str], refill: Callable[[sqlite3.Connection], int]) -> int:
@@ -358,14 +359,12 @@ class EventLog:
         """Forget the watcher of `stream`."""
         self._watchers.pop(stream, None)
 
-    def _tell(self, appended: list[Appended]) -> None:
-        if not self._watchers:
-            return
-        for batch in appended:
-            if any(isinstance(event.fact, TaskCancelRequested) for event in batch.records):
-                heard = self._watchers.get(batch.records[0].stream)
-                if heard is not None:
-                    heard()
+    def _tell(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            is_request = batch.expected is None and any(isinstance(fact, TaskCancelRequested) for fact in batch.facts)
+            heard = self._watchers.get(batch.stream) if is_request else None
+            if heard is not None:
+                heard()
 
     def _describe_runner(self) -> None:
         """Find out about the git checkout in a thread: it can take long, and no run waits for it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -192,7 +191,7 @@ class Transaction:
             batch = encoded.batch
             fold = folds.get(batch.stream)
             if fold is None:
-                fold = folds[batch.stream] = copy.copy(self._fold(staged, batch.stream))
+                fold = folds[batch.stream] = self._fold(staged, batch.stream).copy()
             _check(batch, fold)
             cause = last[id(batch.cause)] if isinstance(batch.cause, Batch) else batch.cause
             records = [self._place(staged, batch.stream, fold, fact, data, cause) for fact, data in encoded.facts]

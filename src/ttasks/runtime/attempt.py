@@ -43,6 +43,7 @@ from ttasks.runtime.output import LineCutter, OutputBuffer
 from ttasks.state.rows import tail
 
 Handler = Callable[[TaskContext], Any]
+ONCE: Final = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Attempt:
             timeout=context.timeout,
             cwd=context.cwd,
             env=dict(context.env) or None,
-            retry_policy=self.policy.spec() if self.policy != _ONCE else None,
+            retry_policy=self.policy.spec() if self.policy != ONCE else None,
             graph=self.run.graph if self.run is not None else None,
             run=self.run.run if self.run is not None else None,
         )
@@ -407,9 +408,6 @@ class Attempt:
                 progress_message=message,
             )
         )
-
-
-_ONCE: Final = RetryPolicy()
 
 
 def _text(value: object) -> str:

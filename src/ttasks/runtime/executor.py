@@ -28,7 +28,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
-from ttasks.runtime.attempt import Attempt, Handler, RunRef
+from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
 from ttasks.state import decide
@@ -184,7 +184,7 @@ class TaskExecutor:
             handler,
             journal=self._journal,
             bus=self._events,
-            policy=policy or RetryPolicy(),
+            policy=policy or ONCE,
             run=run,
         )
         if handler is _no_handler:

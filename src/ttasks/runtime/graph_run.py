@@ -56,6 +56,7 @@ class GraphRun:
         # Where `execute` is overridden, every task goes through it; only else may an end and a start share a commit.
         self._is_direct = type(executor).execute is TaskExecutor.execute
         self._changed = threading.Condition()
+        self._over = threading.Event()
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
         self._attempts: dict[str, Attempt] = {}
@@ -130,18 +131,22 @@ class GraphRun:
         ]
         for worker in workers:
             worker.start()
+        with self._changed:
+            self._wake()  # there may be nothing to do at all
         return workers
 
     def _wait(self) -> None:
-        with self._changed:
-            while not self._is_over():
-                self._changed.wait()
+        self._over.wait()
 
-    def _is_over(self) -> bool:
-        """True when nothing runs and nothing more will be started. The lock is held."""
-        if self._running:
-            return False
-        return self._planner.is_finished or self._lost is not None or self._broken is not None or self._is_stopped
+    def _wake(self) -> None:
+        """Wake as many workers as there is work for; all of them, and `run`, at the end. The lock is held."""
+        is_ending = self._lost is not None or self._broken is not None or self._is_stopped
+        if is_ending or (self._planner.is_finished and not self._running):
+            self._changed.notify_all()
+            if not self._running:
+                self._over.set()
+        elif self._ready:
+            self._changed.notify(len(self._ready))
 
     def _finish(self) -> None:
         if self._broken is not None:
@@ -182,7 +187,7 @@ class GraphRun:
             self._ready = deque(task for task in self._ready if self._members[task].is_finally)
             self._ready.extend(consequences.ready)
             running = [task for task in self._running if not self._members[task].is_finally]
-            self._changed.notify_all()
+            self._wake()
         for task_id in running:
             self._executor.cancel(self._tasks[task_id])
 
@@ -191,7 +196,7 @@ class GraphRun:
         with self._changed:
             self._is_stopped = True
             attempts = list(self._attempts.values())
-            self._changed.notify_all()
+            self._wake()
         for attempt in attempts:
             attempt.stop()
         with self._changed:
@@ -224,19 +229,19 @@ class GraphRun:
             with self._changed:
                 self._broken = error
                 self._running.clear()
-                self._changed.notify_all()
+                self._wake()
 
     def _next(self) -> str | None:
         """Wait for a task to start and return it; None when there will be none."""
         with self._changed:
             while True:
                 if self._lost is not None or self._broken is not None or self._is_stopped:
-                    self._changed.notify_all()
+                    self._wake()
                     return None
                 if self._ready:
                     return self._take(self._ready.popleft())
                 if self._planner.is_finished and not self._running:
-                    self._changed.notify_all()
+                    self._wake()
                     return None
                 self._changed.wait()
 
@@ -321,7 +326,7 @@ class GraphRun:
             self._running.discard(task_id)
             if self._planner.take_back(task_id):
                 self._ready.appendleft(task_id)
-            self._changed.notify_all()
+            self._wake()
 
     def _execute(self, task_id: str) -> None:
         """Run a taken task through the executor's own `execute`."""
@@ -352,7 +357,7 @@ class GraphRun:
         with self._changed:
             self._ready.extend(consequences.ready)
             self._running.discard(task_id)
-            self._changed.notify_all()
+            self._wake()
 
     def _block(self, consequences: Consequences) -> None:
         blocked = [(self._tasks[child], parent) for child, parent in consequences.blocked]
@@ -377,4 +382,4 @@ class GraphRun:
             for task_id in task_ids:
                 self._attempts.pop(task_id, None)
                 self._running.discard(task_id)
-            self._changed.notify_all()
+            self._wake()
