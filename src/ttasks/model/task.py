@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 from typing import Any, Protocol
 
 from ttasks import clock
+from ttasks.errors import TransitionError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
@@ -523,10 +524,12 @@ class Task:
             if self._pending:
                 taken = set(map(id, pending))
                 self._pending = [fact for fact in self._pending if id(fact) not in taken]
-            view = state
-            for fact in self._pending:
-                view = apply(view, fact, task_id=view.id, version=view.version)
-            self._view = view
+            self._view = state
+            for fact in list(self._pending):
+                try:
+                    self._view = apply(self._view, fact, task_id=state.id, version=state.version)
+                except TransitionError:  # it came while the end was being recorded, and can't follow that any more
+                    self._pending.remove(fact)
 
     def _ended(self, result: TaskResult) -> None:
         """Take the very result that `execute` returns: unlike what is recorded, it has everything."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, TransitionError, UnknownEventError
 from ttasks.events import facts as f
-from ttasks.events.codec import from_iso
+from ttasks.events.codec import from_iso, iso
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
 from ttasks.state.record import evolve
-from ttasks.state.transitions import CANCELLED, PENDING, RUNNING, SUCCEEDED, next_status
+from ttasks.state.transitions import PENDING, RUNNING, SUCCEEDED, next_status
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
     )
 
 
-def _revised(_: TaskState, fact: f.TaskRevised) -> Changes:
+def _revised(state: TaskState, fact: f.TaskRevised) -> Changes:
+    if state.status is SUCCEEDED:
+        raise TransitionError(f"SUCCEEDED tasks are immutable: task {state.id} can't be revised any more")
     changes = dict(fact.changes)
     if "error" in changes:
         changes["error_length"] = None
@@ -150,6 +152,13 @@ def _started(state: TaskState, fact: f.TaskStarted) -> Changes:
     }
 
 
+def _speaks_of_its_result_only(state: TaskState, fact: f.AttemptEnd) -> bool:
+    """True for the error of a cancel that somebody asked for: the task keeps the one it had (SPEC §2.2)."""
+    was_asked = state.cancel_requested_by is not None
+    was_not_running = fact.attempt is None and fact.finished_at is not None
+    return isinstance(fact, f.TaskCancelled) and (was_asked or was_not_running)
+
+
 def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
     status = next_status(state.status, type(fact))
     changes: Changes = {
@@ -162,8 +171,7 @@ def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
         changes["cancel_requested_by"] = None
     if status is SUCCEEDED:
         changes["error"] = changes["error_length"] = None
-    # After a cancel was asked for, what the handler still raised is the result's error only (SPEC §2.2).
-    elif fact.error is not None and not (status is CANCELLED and state.cancel_requested_by is not None):
+    elif fact.error is not None and not _speaks_of_its_result_only(state, fact):
         changes["error"], changes["error_length"] = fact.error, fact.error_length
     if fact.finished_at is not None:
         changes["result"] = ResultState(
@@ -298,33 +306,42 @@ _SNAPSHOT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "status": TaskStatus,
     "on_interrupted": OnInterrupted,
     "created_at": from_iso,
-    "retry_due_at": from_iso,
-    "result": lambda data: ResultState(
-        **{
-            **data,
-            "status": TaskStatus(data["status"]),
-            "started_at": from_iso(data["started_at"]),
-            "finished_at": from_iso(data["finished_at"]),
-        }
-    ),
+    "started_at": from_iso,
+    "finished_at": from_iso,
+    "result": lambda data: ResultState(**_read_snapshot(data, ResultState)),
 }
 
 
+def _write_snapshot(record: TaskState | ResultState) -> dict[str, Any]:
+    values = vars(record).items()
+    return {name: iso(value) if isinstance(value, datetime) else value for name, value in values if value is not None}
+
+
+def _read_snapshot(content: Mapping[str, Any], record: type[TaskState | ResultState]) -> dict[str, Any]:
+    """Return the fields of `record` that the content has; those that it lacks are None or their default."""
+    known: dict[str, Any] = {}
+    for field in fields(record):
+        if field.name in content:
+            read = _SNAPSHOT_READERS.get(field.name)
+            known[field.name] = read(content[field.name]) if read is not None else content[field.name]
+        elif field.default is MISSING:
+            known[field.name] = None
+    return known
+
+
 def snapshot(state: TaskState) -> dict[str, Any]:
-    """Return `state` for a TaskImported: what is None is left out, and so is what only its old ledger could mean."""
+    """Return `state` as JSON values, for a TaskImported.
+
+    What is None is left out, and so is what only its old ledger could mean.
+    """
     settled = evolve(state, running_attempt=None, retry_due_at=None, cancel_requested_by=None, is_deleted=False)
-    content = {name: value for name, value in vars(settled).items() if value is not None and name != "version"}
+    content = _write_snapshot(settled)
+    del content["version"]
     if settled.result is not None:
-        content["result"] = vars(settled.result)
+        content["result"] = _write_snapshot(settled.result)
     return content
 
 
 def from_snapshot(task_id: str, content: Mapping[str, Any], version: int) -> TaskState:
     """Return the state that `snapshot` wrote down."""
-    absent = dict.fromkeys(("timeout", "cwd", "env", "env_digests", "derived_from"))
-    known = {
-        name: _SNAPSHOT_READERS[name](value) if name in _SNAPSHOT_READERS and isinstance(value, str | dict) else value
-        for name, value in content.items()
-        if name in TaskState.__dataclass_fields__
-    }
-    return TaskState(**{**absent, **known, "id": task_id, "version": version})
+    return TaskState(**{**_read_snapshot(content, TaskState), "id": task_id, "version": version})
