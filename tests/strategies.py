@@ -111,7 +111,8 @@ def created(title: str = "a task", **changes: Any) -> f.TaskCreated:
 
 def started(attempt: int = 1, **changes: Any) -> f.TaskStarted:
     """Return the start of an attempt."""
-    return f.TaskStarted(**{"handler": "tests.handler", "payload": "true", "started_at": AT, **changes}, attempt=attempt)
+    fields = {"handler": "tests.handler", "payload": "true", "started_at": AT, **changes}
+    return f.TaskStarted(**fields, attempt=attempt)
 
 
 def ended(fact_type: type[f.AttemptEnd], attempt: int | None = 1, **changes: Any) -> f.AttemptEnd:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import AT, created, facts_of, texts, times
 
+from strategies import AT, created, facts_of, texts, times
 from ttasks.events import codec
 from ttasks.events import facts as f
 from ttasks.events.codec import FACT_TYPES, decode, encode, from_iso, iso, to_json

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import AT, created, ended, facts_of, started, task_histories
 
+from strategies import AT, created, ended, facts_of, started, task_histories
 from ttasks.errors import (
     AlreadyRunningError,
     DamagedLedgerError,
@@ -131,9 +131,7 @@ def test_a_fact_that_the_table_has_moves_the_status(before: TaskStatus, after: T
     assert fold(FACT_FOR[after](), state=by_hand(before)).status is after
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(before, after) for before, after in NO_MOVES if after is not PENDING]
-)
+@pytest.mark.parametrize(("before", "after"), [(before, after) for before, after in NO_MOVES if after is not PENDING])
 def test_a_fact_that_the_table_lacks_is_refused_with_what_can_follow(before: TaskStatus, after: TaskStatus) -> None:
     with pytest.raises(TransitionError, match=f"Cannot transition task from '{before}' to '{after}'") as refusal:
         next_status(before, FACT_FOR[after])
@@ -551,9 +549,7 @@ def test_no_history_reaches_an_illegal_state(history: list[TaskFact]) -> None:
 
 
 COMMANDS = st.one_of(
-    st.tuples(
-        st.just(decide.transition), st.sampled_from(TaskStatus), st.none() | st.just("why"), st.just("ann")
-    ),
+    st.tuples(st.just(decide.transition), st.sampled_from(TaskStatus), st.none() | st.just("why"), st.just("ann")),
     st.tuples(st.just(decide.cancel), st.just("ann")),
     st.tuples(st.just(decide.block), st.just("parent")),
     st.tuples(st.just(decide.revise), st.sampled_from(["title", "error"]), st.sampled_from(["x", "y"])),
