@@ -1,40 +1,71 @@
-"""The same as check.yaml, in Python: checks this repository. Exits with 0 when everything is in order."""
+"""What check.yaml does, in Python: `python examples/check.py` checks this repository.
+
+Run it with the dev tools installed; the ledger is $TTASKS_LEDGER, else .ttasks/ledger.db in the working directory.
+"""
+
+from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from ttasks import SQLiteStore, Task, TaskEvent, TaskExecutor, TaskGraph
+from ttasks import RetryPolicy, SQLiteStore, Task, TaskEvent, TaskEventType, TaskExecutor, TaskGraph
 
-ROOT = str(Path(__file__).resolve().parent.parent)
-BUILD = """
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = shlex.quote(sys.executable)
+LINT = f"""
+set -e
+{PYTHON} -m ruff check .
+{PYTHON} -m ruff format --check .
+"""
+BUILD = f"""
+set -e
 rm -rf build/check
-python -m build --wheel --outdir build/check .
-python -m zipfile --list build/check/ttasks-*.whl | grep --quiet migrations/0001_ledger.sql
+{PYTHON} -m build --outdir build/check .
+{PYTHON} examples/check_wheel.py build/check/*.whl
 """
 
 
-def bash(title: str, script: str) -> Task:
-    return Task.bash(script, title=title, cwd=ROOT, timeout=300)
+def check_graph(ledger: Path) -> TaskGraph:
+    """Return the graph; the report is told which ledger it runs into."""
+
+    def script(name: str, payload: str, timeout: float, **env: str) -> Task:
+        return Task.bash(payload, title=name, cwd=str(ROOT), timeout=timeout, env=env)
+
+    graph = TaskGraph(title="check ttasks")
+    checks = [
+        graph.add(script("lint", LINT, 120)),
+        graph.add(script("types", f"{PYTHON} -m mypy", 300)),
+        graph.add(script("tests", f"{PYTHON} -m pytest -q -n 2 tests/unit", 600)),
+    ]
+    build = graph.add(script("build", BUILD, 300), after=checks, retry_policy=RetryPolicy(max_attempts=2, backoff=2))
+    graph.add(
+        script("report", f"{PYTHON} examples/report.py", 60, TTASKS_LEDGER=str(ledger)),
+        after=[*checks, build],
+        finally_=True,
+        required=False,
+    )
+    return graph
 
 
-def tell(event: TaskEvent) -> None:
-    print(event.task.title, event.type, event.output_chunk or "", end="" if event.output_chunk else "\n")
+def say(event: TaskEvent) -> None:
+    """Print each line as it comes, and each start and end."""
+    if event.type is TaskEventType.OUTPUT:
+        print(f"{event.task.title:7} | {(event.output_chunk or '').rstrip()}")
+    else:
+        print(f"{event.task.title:7} {event.type}")
 
 
-lint = bash("lint", "python -m ruff check src tests examples")
-types = bash("types", "python -m mypy")
-tests = bash("tests", "python -m pytest -q -p no:cacheprovider tests/unit/test_workflow_file.py")
-build = bash("build", BUILD)
-report = bash("report", "python examples/report.py")
+def main() -> int:
+    """Run the graph; return the exit code."""
+    ledger = Path(os.environ.get("TTASKS_LEDGER") or ".ttasks/ledger.db").absolute()
+    with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
+        executor.events.subscribe(say)
+        graph = check_graph(ledger).run(executor, max_workers=3)
+    print("OK" if graph.ok else f"NOT OK: {', '.join(task.title for task in graph.required_failed)} failed")
+    return 0 if graph.ok else 1
 
-graph = TaskGraph(title="Check this repository")
-for task in (lint, types, tests):
-    graph.add(task)
-graph.add(build, after=[lint, types, tests])
-graph.add(report, after=[build], finally_=True, required=False)
 
-with SQLiteStore(os.environ.get("TTASKS_LEDGER") or ".ttasks/ledger.db") as store, TaskExecutor(store) as executor:
-    executor.events.subscribe(tell)
-    graph.run(executor)
-sys.exit(0 if graph.ok else 1)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -367,7 +367,7 @@ def test_a_promise_that_was_taken_back_is_kept_by_the_end() -> None:
     planner.promise("b")
     planner.start("b")
 
-    assert planner.take_back("b") is False
+    assert planner.take_back("b") == NOTHING
     assert planner.settle("a", succeeded=True) == ready("b")
 
 
@@ -385,7 +385,7 @@ def test_a_ready_task_that_was_not_started_after_all_is_still_ready() -> None:
     planner.begin()
     planner.start("a")
 
-    assert planner.take_back("a") is True
+    assert planner.take_back("a").ready == ["a"]
     assert not planner.is_finished
 
 
@@ -395,7 +395,7 @@ def test_a_task_taken_back_from_a_cancelled_run_is_given_up() -> None:
     planner.start("a")
     planner.withdraw()
 
-    assert planner.take_back("a") is False
+    assert planner.take_back("a") == NOTHING
     assert planner.is_finished
 
 
@@ -405,8 +405,7 @@ def test_a_finally_task_waits_for_a_task_that_is_taken_back_from_a_cancelled_run
     planner.start("a")
 
     assert planner.withdraw() == NOTHING
-    planner.take_back("a")
-    assert planner.next_after("a") is None
+    assert planner.take_back("a").ready == ["clean"]
     assert not planner.is_finished
 
 
@@ -416,7 +415,7 @@ def test_a_finally_task_taken_back_from_a_cancelled_run_is_still_ready() -> None
     planner.withdraw()
     planner.start("clean")
 
-    assert planner.take_back("clean") is True
+    assert planner.take_back("clean").ready == ["clean"]
 
 
 # --- any order of ends ----------------------------------------------------------------------------------------------

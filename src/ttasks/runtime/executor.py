@@ -242,6 +242,8 @@ class TaskExecutor:
             if not attempt.wait_for_retry(delay_s):
                 if attempt.is_cancelled:
                     attempt.end_waiting()
+                else:  # stopped: a retry that nobody waits for any more stays FAILED
+                    self._let_go(attempt)
                 break
             following = attempt.next()
             try:
@@ -249,8 +251,10 @@ class TaskExecutor:
             except CancelUnheardError:
                 attempt.end_waiting()
                 break
-            except LedgerUnwritableError as lost:
-                lost.result = attempt.result
+            except BaseException as error:
+                self._let_go(attempt)
+                if isinstance(error, LedgerUnwritableError):
+                    error.result = attempt.result
                 raise
             attempt = following
             attempt.perform()
@@ -298,7 +302,7 @@ class TaskExecutor:
             self._lose(attempt, facts, before, lost)
             raise
         attempt.is_settled = True
-        self._ended(attempt, before, events[0])
+        self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
         if follow is not None and has_started_follow:
             self._started(follow, _last(events[1]))
         return has_started_follow
@@ -319,8 +323,13 @@ class TaskExecutor:
             self._live.pop(follow.task.id, None)
             raise
 
-    def _ended(self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent]) -> None:
-        self._let_go(attempt)
+    def _ended(
+        self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent], *, is_waiting: bool
+    ) -> None:
+        if is_waiting:  # for its retry: whoever cancels it must still reach this attempt
+            attempt.task._ended(attempt.result)
+        else:
+            self._let_go(attempt)
         record = next((event for event in events if isinstance(event.fact, AttemptEnd)), None)
         kind = _ENDED[attempt.result.status]
         self._publish(attempt.task, kind, before, attempt.fact, record)

@@ -324,8 +324,7 @@ class GraphRun:
         with self._changed:
             self._attempts.pop(task_id, None)
             self._running.discard(task_id)
-            if self._planner.take_back(task_id):
-                self._ready.appendleft(task_id)
+            self._ready.extendleft(self._planner.take_back(task_id).ready)
             self._wake()
 
     def _execute(self, task_id: str) -> None:

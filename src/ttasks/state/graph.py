@@ -106,19 +106,26 @@ def apply(state: GraphState | None, fact: f.Fact | OpaqueEvent, *, graph_id: str
                 errors={},
             )
         case f.GraphRunResumed():
+            _check_run(state, fact.run, RunStatus.INTERRUPTED, "be resumed")
             return evolve(state, version=version, run_status=RunStatus.RUNNING)
         case f.GraphCancelRequested():
             running = state.run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED)
             return evolve(state, version=version, cancel_requested_by=fact.by if running else state.cancel_requested_by)
         case f.GraphRunFinished():
-            if state.run_status is not RunStatus.RUNNING:
-                raise TransitionError(f"run {fact.run} of graph {graph_id} can't finish: it is not running")
+            _check_run(state, fact.run, RunStatus.RUNNING, "finish")
             return evolve(state, version=version, run_status=fact.outcome, errors=fact.errors)
         case f.GraphRunInterrupted():
+            _check_run(state, fact.run, RunStatus.RUNNING, "be interrupted")
             return evolve(state, version=version, run_status=RunStatus.INTERRUPTED, errors=fact.errors)
         case f.GraphDeleted():
             return evolve(state, version=version, is_deleted=True)
     raise DamagedLedgerError(f"{type(fact).__name__} can't be event {version} of graph {graph_id}")
+
+
+def _check_run(state: GraphState, run: int, expected: RunStatus, what: str) -> None:
+    if state.run_status is not expected or state.runs != run:
+        stands = f"run {state.runs} is {state.run_status}" if state.runs else "it was never run"
+        raise TransitionError(f"run {run} of graph {state.id} can't {what}: {stands}")
 
 
 def apply_run(
@@ -144,7 +151,7 @@ def apply_run(
             )
         case f.GraphRunResumed() if run is not None:
             return evolve(run, status=RunStatus.RUNNING, runner=runner, finished_at=None)
-        case f.GraphCancelRequested() if run is not None and run.finished_at is None:
+        case f.GraphCancelRequested() if run is not None and run.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
             return evolve(run, cancel_requested_by=fact.by, why=fact.why)
         case f.GraphRunFinished() if run is not None:
             return evolve(run, status=fact.outcome, finished_at=recorded_at, errors=fact.errors)

@@ -116,8 +116,8 @@ class Planner:
         self._announced.add(task)
         self._promised.add(task)
 
-    def take_back(self, task: str) -> bool:
-        """Take note that `task` was not started after all; return True when it is still ready."""
+    def take_back(self, task: str) -> Consequences:
+        """Take note that `task` was not started after all, and return what follows: it may be ready still."""
         self._started.discard(task)
         was_promised = task in self._promised
         self._promised.discard(task)
@@ -125,14 +125,15 @@ class Planner:
             self._announced.discard(task)
         if self._is_withdrawn and not self._members[task].is_finally:
             self._settled[task] = _Settled.WITHDRAWN
-            return False
-        return not was_promised
+            return self._spread([task])
+        return Consequences() if was_promised else Consequences(ready=[task])
 
     def _is_known(self, task: str) -> bool:
         return task in self._settled or task in self._announced
 
     def _spread(self, settled: Iterable[str]) -> Consequences:
         consequences = Consequences()
+        blocked: list[Member] = []
         queue = deque(settled)
         while queue:
             task = queue.popleft()
@@ -150,8 +151,9 @@ class Planner:
                 self._settled[child] = outcome
                 queue.append(child)
                 if outcome is _Settled.BAD and self._before[child] is TaskStatus.PENDING:
-                    consequences.blocked.append((child, self._to_blame(member)))
+                    blocked.append(member)
         consequences.ready.sort(key=self._place.__getitem__)
+        consequences.blocked = [(member.task, self._to_blame(member)) for member in blocked]
         return consequences
 
     def _to_blame(self, member: Member) -> str:
