@@ -1,33 +1,47 @@
-"""Workflow files: YAML read without surprises, checked with pydantic, every complaint with its line."""
+"""Workflow files: YAML read without surprises, checked with pydantic, every complaint with its line.
+
+PyYAML composes the file to nodes, which know their lines, and constructs nothing: no tag is ever acted on.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
+import re
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ttasks.cli.text import printable
 from ttasks.errors import WorkflowError
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 NODES_MAX: Final = 100_000
-"""How many values a file may come to once its aliases are written out: what stops an alias bomb."""
+"""How many keys and values a file may come to, also once its aliases are written out: what stops an alias bomb."""
+CHARS_MAX: Final = 4 * FILE_BYTES_MAX
+"""How long its texts may be together once its aliases are written out: one long text is a bomb as well."""
 DEPTH_MAX: Final = 50
+COUNT_MAX: Final = 1_000_000
+SECONDS_MAX: Final = 10 * 365 * 86_400
+"""Ten years: more than the timers of some platforms can wait for is refused here, not in the middle of a run."""
 PROBLEMS_MAX: Final = 10
+NAMES_SHOWN_MAX: Final = 10
+CHARS_SHOWN_MAX: Final = 60
+"""How much of a name or value a message shows. Longer ones are not searched for when a name is misspelt."""
 
 Kind = Literal["bash", "powershell", "prompt", "agent"]
 KINDS: Final[tuple[Kind, ...]] = ("bash", "powershell", "prompt", "agent")
+Names = Collection[str]
 Place = tuple[str, ...]
-Problem = tuple[int | None, str | None, str]
+"""The keys and indexes that lead to a value, such as ``("tasks", "build", "after", "0")``."""
 
 
 @dataclass(frozen=True)
@@ -61,317 +75,439 @@ class Workflow:
     tasks: dict[str, WorkflowTask]
 
 
-# --- what a file may hold ------------------------------------------------------------------------------------------
+# --- what a file may hold: a field's description ends the sentence "… has to be …" -----------------------------------
+
+_Text = Annotated[str, Field(description="a text")]
+_Filled = Annotated[str, Field(min_length=1, description="a text that is not empty")]
+_Flag = Annotated[bool, Field(description="true or false")]
+_Count = Annotated[int, Field(ge=1, le=COUNT_MAX, description=f"a whole number from 1 to {COUNT_MAX}")]
+_Seconds = Annotated[float, Field(allow_inf_nan=False, le=SECONDS_MAX)]
+_Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_NOT_GIVEN: Final[Any] = None  # defaults are not validated: only a key that is left out gives None
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be finite")
-    return value
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-Seconds = Annotated[float, Field(strict=True)]
+class _RetriesSpec(_Spec):
+    max_attempts: _Count = 1
+    backoff: _Seconds = Field(default=0.0, ge=0, description=f"a number of seconds from 0 to {SECONDS_MAX}")
 
 
-class _Retries(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    max_attempts: Annotated[StrictInt, Field(ge=1)] = 1
-    backoff: Annotated[Seconds, Field(ge=0)] = 0.0
-
-    _is_finite = field_validator("backoff")(_finite)
-
-
-class _TaskSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    bash: Annotated[StrictStr, Field(min_length=1)] | None = None
-    powershell: Annotated[StrictStr, Field(min_length=1)] | None = None
-    prompt: Annotated[StrictStr, Field(min_length=1)] | None = None
-    agent: Annotated[StrictStr, Field(min_length=1)] | None = None
-    title: StrictStr | None = None
-    description: StrictStr = ""
-    after: list[StrictStr] = []
-    finally_: StrictBool = Field(default=False, alias="finally")
-    required: StrictBool = True
-    timeout: Annotated[Seconds, Field(gt=0)] | None = None
-    cwd: StrictStr | None = None
-    env: dict[StrictStr, StrictStr] = {}
-    retries: _Retries = _Retries()
-    on_interrupted: Literal["rerun", "fail", "ask"] = "rerun"
-
-    _is_finite = field_validator("timeout")(lambda value: value if value is None else _finite(value))
+class _TaskSpec(_Spec):
+    bash: _Filled = ""
+    powershell: _Filled = ""
+    prompt: _Filled = ""
+    agent: _Filled = ""
+    title: _Text = _NOT_GIVEN
+    description: _Text = ""
+    after: _Names = Field(default=[], description="a list of task names")
+    finally_: _Flag = Field(default=False, alias="finally")
+    required: _Flag = True
+    timeout: _Seconds = Field(
+        default=_NOT_GIVEN,
+        gt=0,
+        description=f"a number greater than 0 (seconds, at most {SECONDS_MAX})",
+    )
+    cwd: _Filled = _NOT_GIVEN
+    env: dict[str, str] = Field(default={}, description="a mapping such as {NAME: value}")
+    retries: _RetriesSpec = Field(default=_RetriesSpec(), description="a mapping of max_attempts and backoff")
+    on_interrupted: Literal["rerun", "fail", "ask"] = Field(default="rerun", description="rerun, fail or ask")
 
 
-class _FileSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    title: StrictStr | None = None
-    max_workers: Annotated[StrictInt, Field(ge=1)] | None = None
-    tasks: Annotated[dict[StrictStr, _TaskSpec], Field(min_length=1)]
+class _FileSpec(_Spec):
+    title: _Text = _NOT_GIVEN
+    max_workers: _Count = _NOT_GIVEN
+    tasks: dict[str, Any] = Field(min_length=1, description="a mapping such as {build: {bash: make}}")
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+_AnySpec = TypeVar("_AnySpec", bound=_Spec)
 
 
 def load_workflow(path: Path) -> Workflow:
     """Return the workflow in the file at `path`.
 
     Raises:
-        WorkflowError: the file can't be read, is not YAML, or not a workflow; it names file, line and task. Nothing
-            was run or written.
+        WorkflowError: the file can't be read, is not YAML, or not a workflow; it names file, line and task, and holds
+            all problems of the latter kind, by line, up to `PROBLEMS_MAX`. Nothing was run or written.
     """
     content = _read(path)
-    root = _Tree(path, content)
-    data = root.plain()
-    try:
-        spec = _FileSpec.model_validate(data)
-    except ValidationError as error:
-        raise _refused(path, root.problems_of(error)) from None
+    file = _File(path, content)
+    data = file.plain()
+    whole = _checked(file, _FileSpec, data, ())
+    named = data["tasks"] if isinstance(data.get("tasks"), dict) else {}
+    specs = {name: _task_spec(file, name, raw) for name, raw in named.items()}
+    _check_graph(file, {name: spec.after if spec is not None else [] for name, spec in specs.items()})
+    file.settle()
+    assert whole is not None
     path = path.absolute()
-    tasks = {name: _task(name, task, path.parent) for name, task in spec.tasks.items()}
-    problems = [*_kind_problems(spec, root), *_graph_problems(tasks, root)]
-    if problems:
-        raise _refused(path, problems)
-    return Workflow(path, hashlib.sha256(content).hexdigest(), spec.title, spec.max_workers, tasks)
+    tasks = {name: _task(name, spec, path.parent) for name, spec in specs.items() if spec is not None}
+    return Workflow(path, hashlib.sha256(content).hexdigest(), whole.title, whole.max_workers, tasks)
 
 
-def _refused(path: Path, problems: list[Problem]) -> WorkflowError:
-    problems.sort(key=lambda problem: problem[0] or 0)
-    shown = problems[:PROBLEMS_MAX]
-    if len(problems) > PROBLEMS_MAX:
-        shown.append((None, None, f"… and {len(problems) - PROBLEMS_MAX} more"))
-    return WorkflowError(path, shown)
+# --- from bytes to nodes ---------------------------------------------------------------------------------------------
+
+
+def _refusal(path: Path, line: int | None, text: str) -> WorkflowError:
+    return WorkflowError(path, [(line, None, text)])
 
 
 def _read(path: Path) -> bytes:
-    def refuse(text: str) -> WorkflowError:
-        return WorkflowError(path, [(None, None, text)])
-
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:
-        raise refuse("no file can have this name: it holds NUL") from None
+        # NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                what = "a workflow file has to be a regular file, not a folder, pipe or device"
+                raise _refusal(path, None, what)
+            with open(descriptor, "rb", closefd=False) as file:
+                # None: some files of /proc have nothing to say yet.
+                content = file.read(FILE_BYTES_MAX + 1) or b""
+        finally:
+            os.close(descriptor)
+    except WorkflowError:
+        raise
     except OSError as error:
-        raise refuse(f"the workflow file can't be read: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise refuse("a workflow file has to be a regular file")
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
-        content = file.read(FILE_BYTES_MAX + 1)
+        raise _refusal(path, None, f"the workflow file can't be read: {error.strerror}") from None
+    except ValueError:
+        raise _refusal(path, None, "no file can have this name: it holds NUL, or is no text") from None
     if len(content) > FILE_BYTES_MAX:
-        raise refuse(f"the file is larger than {FILE_BYTES_MAX // 1024} KiB, which no workflow file needs to be")
+        text = f"the file is larger than {FILE_BYTES_MAX // 1024} KiB, which no workflow file needs to be"
+        raise _refusal(path, None, text)
     return content
 
 
-class _Tree:
-    """The YAML nodes of a file, as plain data, and the line of each value."""
+class _Composer(yaml.SafeLoader):
+    """PyYAML's composer, made to stop at our limits and to remember the tags that were written (`tags`, by node id)."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.tags: dict[int, str] = {}
+        self._path = path
+        self._depth = self._count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        self._depth += 1
+        self._count += 1
+        if self._depth > DEPTH_MAX:
+            raise _refusal(self._path, line, f"the file is nested more than {DEPTH_MAX} deep")
+        if self._count > NODES_MAX:
+            raise _refusal(self._path, line, f"the file holds more than {NODES_MAX} keys and values")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if getattr(event, "tag", None) is not None:
+            self.tags[id(node)] = event.tag.replace("tag:yaml.org,2002:", "!!")
+        return node
+
+
+def _composed(path: Path, content: bytes) -> tuple[yaml.Node, dict[int, str]]:
+    """Return the root node, and the tags that were written, by the id of their node."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"the file is not UTF-8: byte {error.start} can't be read as text"
+        raise _refusal(path, None, what) from None
+    try:
+        composer = _Composer(path, text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"the file is not text: YAML does not allow the control character U+{ord(text[error.position]):04X}"
+        raise _refusal(path, line, what) from None
+    try:
+        node = composer.get_single_node()
+    except WorkflowError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark or composer.get_mark()
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        if "expected a single document" in what:
+            raise _refusal(path, mark.line + 1, "the file holds several documents; expected one") from None
+        what = f"not YAML: {printable(what)} (column {mark.column + 1})"
+        raise _refusal(path, mark.line + 1, what) from None
+    except (ValueError, OverflowError):  # "\UFFFFFFFF": PyYAML 6 gives any number to chr() or int()
+        mark = composer.get_mark()
+        what = f"not YAML: an escape or version that is out of range (column {mark.column + 1})"
+        raise _refusal(path, mark.line + 1, what) from None
+    if node is None or node.tag == _NULL:
+        raise _refusal(path, None, "the file is empty: expected a mapping with 'tasks'")
+    return node, composer.tags
+
+
+# --- from nodes to data ----------------------------------------------------------------------------------------------
+
+_STR, _NULL, _BOOL, _INT, _FLOAT, _DATE, _MERGE = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "timestamp", "merge")
+)
+_READ_AS: Final = {_NULL: "null", _BOOL: "a boolean", _INT: "a number", _FLOAT: "a number", _DATE: "a date"}
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A problem; a hint which of the names `known` was meant by `word` is looked for when it is told, if it ever is."""
+
+    line: int
+    task: str | None
+    text: str
+    word: str = ""
+    known: Names = ()
+
+    def told(self) -> tuple[int, str | None, str]:
+        """Return it as `WorkflowError` takes it."""
+        task = _short(self.task) if self.task is not None else None
+        if not self.known:
+            return self.line, task, self.text
+        candidates = [name for name in self.known if len(name) <= CHARS_SHOWN_MAX]
+        near = difflib.get_close_matches(self.word[:CHARS_SHOWN_MAX], candidates, 1)
+        if near:
+            return self.line, task, f"{self.text}: did you mean '{printable(near[0])}'?"
+        return self.line, task, f"{self.text}: expected one of {_listed(self.known, ', ')}"
+
+
+def _short(text: str) -> str:
+    return printable(text[:CHARS_SHOWN_MAX]) + ("…" if len(text) > CHARS_SHOWN_MAX else "")
+
+
+def _listed(names: Names, separator: str) -> str:
+    shown = separator.join(_short(name) for name in islice(names, NAMES_SHOWN_MAX))
+    more = len(names) - NAMES_SHOWN_MAX
+    return shown if more <= 0 else f"{shown} … and {more} more"
+
+
+class _File:
+    """A file as plain data, where each value of it stands, and what is wrong with it so far."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self._path = path
-        self._lines: dict[Place, int] = {}
-        self._problems: list[Problem] = []
-        self._count = 0
-        self._root = self._compose(content)
+        self._root, self._tags = _composed(path, content)
+        self._nodes: dict[Place, tuple[int, yaml.Node]] = {}
+        self._problems: list[_Problem] = []
+        self._count = self._chars = 0
 
-    def _compose(self, content: bytes) -> yaml.Node:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self._refuse(None, f"the file is not UTF-8: byte {error.start} can't be read as text") from None
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            raise self._refuse(
-                line, "the file is not text: it holds control characters that YAML does not allow"
-            ) from None
-        except yaml.MarkedYAMLError as error:
-            raise self._syntax_error(error) from None
-        except RecursionError:
-            raise self._refuse(None, "the file is nested too deeply") from None
-        if node is None:
-            raise self._refuse(None, "the file is empty; expected a mapping with 'tasks'")
-        return node
+    def note(self, place: Place, text: str, line: int = 0, word: str = "", known: Names = ()) -> None:
+        """Remember a problem at `place`, or in it at `line`; `word` and `known` are those of `_Problem`."""
+        task = place[1] or None if len(place) > 1 and place[0] == "tasks" else None
+        at = place
+        while at not in self._nodes:
+            at = at[:-1]
+        self._problems.append(_Problem(line or self._nodes[at][0], task, text, word, known))
 
-    def _syntax_error(self, error: yaml.MarkedYAMLError) -> WorkflowError:
-        mark = error.problem_mark or error.context_mark
-        text = ", ".join(part for part in (error.context, error.problem) if part)
-        if "expected a single document" in text:
-            text = "the file holds several documents; expected one"
-        line = mark.line + 1 if mark is not None else None
-        column = f" (column {mark.column + 1})" if mark is not None else ""
-        return self._refuse(line, f"not YAML: {text}{column}")
+    def settle(self) -> None:
+        """Raise WorkflowError if there are problems."""
+        if not self._problems:
+            return
+        self._problems.sort(key=lambda problem: problem.line)
+        told = [problem.told() for problem in self._problems[:PROBLEMS_MAX]]
+        more = len(self._problems) - len(told)
+        rest = [(None, None, f"… and {more} more")] if more else []
+        raise WorkflowError(self._path, [*told, *rest])
 
-    def _refuse(self, line: int | None, text: str) -> WorkflowError:
-        return WorkflowError(self._path, [(line, None, text)])
-
-    def plain(self) -> Any:
-        """Return the file as mappings, lists, texts, numbers and booleans.
-
-        Raises:
-            WorkflowError: it holds what a workflow file may not.
-        """
+    def plain(self) -> dict[str, Any]:
+        """Return the file as mappings, lists, texts, numbers and booleans; refuse what YAML has beyond them."""
         data = self._plain(self._root, (), frozenset())
-        if self._problems:
-            raise _refused(self._path, self._problems)
-        if not isinstance(data, dict):
-            raise self._refuse(1, f"expected a mapping with 'tasks', got {_kind_of(data)}")
+        if not self._problems and not isinstance(data, dict):
+            self.note((), f"expected a mapping with 'tasks', got {self.shown(())}")
+        self.settle()
+        assert isinstance(data, dict)
         return data
 
-    def _note(self, node: yaml.Node, place: Place, text: str) -> None:
-        self._problems.append((node.start_mark.line + 1, self._task_of(place), text))
+    def shown(self, place: Place) -> str:
+        """Return what was written at `place`, or what kind of thing."""
+        node = self._nodes[place][1]
+        if not node.value:
+            return "nothing"
+        if isinstance(node, yaml.ScalarNode):
+            return f"'{_short(node.value)}'" if node.tag == _STR else _short(node.value)
+        return "a mapping" if isinstance(node, yaml.MappingNode) else "a list"
 
-    @staticmethod
-    def _task_of(place: Place) -> str | None:
-        return place[1] if len(place) > 1 and place[0] == "tasks" else None
+    def is_quotable(self, place: Place) -> bool:
+        """True when what was written at `place` is a boolean or number: what would be a text with quotes."""
+        return self._nodes[place][1].tag in (_BOOL, _INT, _FLOAT)
 
     def _plain(self, node: yaml.Node, place: Place, above: frozenset[int]) -> Any:
-        self._count += 1
         line = node.start_mark.line + 1
+        self._count += 1
         if self._count > NODES_MAX:
-            raise self._refuse(line, f"the file comes to more than {NODES_MAX} values once its aliases are written out")
+            text = f"the file comes to more than {NODES_MAX} values once its aliases are written out"
+            raise _refusal(self._path, line, text)
         if id(node) in above:
-            raise self._refuse(line, "an alias refers to what it is part of")
-        if len(place) > DEPTH_MAX:
-            raise self._refuse(line, f"the file is nested more than {DEPTH_MAX} deep")
-        self._lines.setdefault(place, line)
-        inside = above | {id(node)}
+            raise _refusal(self._path, line, "an alias refers to what it is part of")
+        if len(place) >= DEPTH_MAX:
+            raise _refusal(self._path, line, f"the file is nested more than {DEPTH_MAX} deep")
+        self._nodes.setdefault(place, (line, node))
+        if id(node) in self._tags:
+            self.note(place, f"{_short(self._tags[id(node)])}: tags are not allowed in a workflow file", line)
+            return None
         if isinstance(node, yaml.MappingNode):
-            if node.tag != "tag:yaml.org,2002:map":
-                self._note(node, place, f"tags such as {node.tag} are not allowed here")
-            return self._mapping(node, place, inside)
+            return self._mapping(node, place, above | {id(node)})
         if isinstance(node, yaml.SequenceNode):
-            if node.tag != "tag:yaml.org,2002:seq":
-                self._note(node, place, f"tags such as {node.tag} are not allowed here")
+            inside = above | {id(node)}
             return [self._plain(item, (*place, str(index)), inside) for index, item in enumerate(node.value)]
-        return self._scalar(node, place)
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node, place, line)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place, inside: frozenset[int]) -> dict[Hashable, Any]:
-        data: dict[Hashable, Any] = {}
-        lines: dict[str, int] = {}
+    def _mapping(self, node: yaml.MappingNode, place: Place, above: frozenset[int]) -> dict[str, Any]:
+        data: dict[str, Any] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str":
-                what = (
-                    f"'{key.value}' is read as {_NAMES.get(key.tag, key.tag)}"
-                    if isinstance(key.value, str)
-                    else "not a text"
-                )
-                self._note(key, place, f"a key has to be a text, but {what}: quote it")
+            name = self._key(key, place, line)
+            if name is None:
                 continue
-            name = key.value
-            if name in lines:
-                self._note(key, (*place, name), f"'{name}' is here twice: the first is at line {lines[name]}")
+            at = (*place, name)
+            if name in data:
+                first = self._nodes[at][0]
+                self.note(at, f"'{_short(name)}' is here twice: the first is at line {first}", line)
                 continue
-            lines[name] = line
-            self._lines[(*place, name)] = line
-            data[name] = self._plain(value, (*place, name), inside)
+            self._nodes[at] = (line, value)
+            data[name] = self._plain(value, at, above)
         return data
 
-    def _scalar(self, node: yaml.Node, place: Place) -> Any:
-        text, tag = node.value, node.tag
-        if len(place) == 4 and place[2] == "env" and tag in _NUMBERS:
-            return text  # as it was written: 1.10 stays 1.10
-        try:
-            match tag:
-                case "tag:yaml.org,2002:str":
-                    return text
-                case "tag:yaml.org,2002:null":
-                    return None
-                case "tag:yaml.org,2002:bool":
-                    return yaml.SafeLoader.bool_values[text.lower()]
-                case "tag:yaml.org,2002:int":
-                    return int(text.replace("_", ""), 0 if text.lower().startswith(("0x", "0b")) else 10)
-                case "tag:yaml.org,2002:float":
-                    return float(
-                        text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan")
-                    )
-        except (ValueError, KeyError):
-            self._note(node, place, f"'{text[:40]}' can't be used as a number here: quote it if it is a text")
-            return None
-        self._note(
-            node, place, f"{_NAMES.get(tag, 'tags such as ' + tag)} can't be used here: quote it if it is a text"
-        )
+    def _key(self, key: yaml.Node, place: Place, line: int) -> str | None:
+        if id(key) in self._tags:
+            self.note(place, f"{_short(self._tags[id(key)])}: tags are not allowed in a workflow file", line)
+        elif not isinstance(key, yaml.ScalarNode):
+            self.note(place, "a key has to be a text, but here it is a list or a mapping", line)
+        elif key.tag == _MERGE:
+            self.note(place, "'<<': merge keys are not allowed in a workflow file, write the keys out", line)
+        elif key.tag in _READ_AS:
+            what = f"'{_short(key.value)}' is read as {_READ_AS[key.tag]}"
+            self.note(place, f"a key has to be a text, but {what}: quote it", line)
+        else:
+            return self._text(key.value, place, line)
         return None
 
-    def line(self, *place: str) -> int | None:
-        """Return the line of a value, or of the nearest thing around it."""
-        while place not in self._lines and place:
-            place = place[:-1]
-        return self._lines.get(place)
+    def _scalar(self, node: yaml.ScalarNode, place: Place, line: int) -> Any:
+        text, tag = node.value, node.tag
+        if tag == _BOOL:
+            return yaml.SafeLoader.bool_values[text.lower()]
+        if tag == _NULL:
+            return None
+        if tag == _DATE:
+            self.note(place, f"{_short(text)} is read as a date: quote it if it is a text", line)
+            return None
+        is_env = len(place) == 4 and place[0] == "tasks" and place[2] == "env"
+        if tag not in (_INT, _FLOAT) or is_env:  # in env a number stays as it was written: 1.10, 0755
+            return self._text(text, place, line)
+        try:
+            return _number(text, tag)
+        except ValueError:
+            what = "has to be a plain number such as 60 or 0.5, or quoted if it is a text"
+            self.note(place, f"{_short(text)} {what}", line)
+            return None
 
-    def problems_of(self, error: ValidationError) -> list[Problem]:
-        """Return what pydantic found, each with its line and task."""
-        problems: list[Problem] = []
-        for found in error.errors():
-            place = tuple(str(part) for part in found["loc"])
-            problems.append((self.line(*place), self._task_of(place), _sentence(found, place)))
-        return problems
-
-
-_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_NAMES: Final = {
-    "tag:yaml.org,2002:bool": "a boolean",
-    "tag:yaml.org,2002:int": "a number",
-    "tag:yaml.org,2002:float": "a number",
-    "tag:yaml.org,2002:null": "nothing",
-    "tag:yaml.org,2002:timestamp": "a date",
-    "tag:yaml.org,2002:merge": "a merge key",
-}
-_EXPECTED: Final = {
-    "string_type": "a text",
-    "string_too_short": "a text that is not empty",
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "list_type": "a list of task names",
-    "greater_than": "a number greater than 0",
-    "greater_than_equal": "a number of at least {ge}",
-    "literal_error": "one of {expected}",
-    "value_error": "a finite number",
-    "too_short": "at least one task",
-}
+    def _text(self, text: str, place: Place, line: int) -> str | None:
+        self._chars += len(text)
+        if self._chars > CHARS_MAX:
+            what = f"the file comes to more than {CHARS_MAX} characters once its aliases are written out"
+            raise _refusal(self._path, line, what)
+        # JSON writes an emoji as two escapes, a surrogate pair: PyYAML leaves it one.
+        joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if wrong := _NO_TEXT.search(joined):
+            self.note(place, f"a text may not hold U+{ord(wrong[0]):04X}, which is no character", line)
+            return None
+        return joined
 
 
-def _kind_of(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "nothing")
+def _number(text: str, tag: str) -> float:
+    """Return a decimal number. Not YAML 1.1's octal 010 and base-60 1:30: few who write them mean 8 and 90."""
+    if tag == _FLOAT:
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if re.match(r"[-+]?0[0-9_]", text):
+        raise ValueError(text)
+    return int(text)
 
 
-def _sentence(found: Any, place: Place) -> str:
-    key = place[-1] if place else "the file"
-    kind, value = found["type"], found["input"]
-    if kind == "extra_forbidden":
-        fields = _fields_at(place[:-1])
-        near = difflib.get_close_matches(key, fields, 1)
-        return f"unknown key '{key}'" + (f": did you mean '{near[0]}'?" if near else f"; known are {', '.join(fields)}")
-    if kind == "missing":
-        return f"'{key}' is missing"
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        hint = f", such as {key}: {{bash: …}}" if len(place) == 2 else ""
-        return f"'{key}' has to be a mapping{hint}, got {_kind_of(value)}"
-    expected = _EXPECTED.get(kind, found["msg"]).format(**found.get("ctx", {}))
-    shown = repr(value) if isinstance(value, str | int | float) and len(repr(value)) < 60 else _kind_of(value)
-    return f"'{key}' has to be {expected}, got {shown}" + (": quote it" if kind == "string_type" else "")
+# --- from data to a workflow -----------------------------------------------------------------------------------------
 
 
-def _fields_at(place: Place) -> list[str]:
-    model: type[BaseModel] = _FileSpec if not place else _Retries if place[-1] == "retries" else _TaskSpec
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _expected(spec: type[_Spec]) -> dict[str, str]:
+    """Return what each key of a mapping has to be."""
+    return {field.alias or name: field.description or "" for name, field in spec.model_fields.items()}
 
 
-# --- what the parts mean together ----------------------------------------------------------------------------------
+def _checked(file: _File, model: type[_AnySpec], data: dict[str, Any], place: Place) -> _AnySpec | None:
+    """Return `data` as a `model`; None when it isn't one, and why is noted."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        for found in error.errors(include_url=False, include_input=False):
+            _note_invalid(file, model, found["type"], place, tuple(str(part) for part in found["loc"]))
+    return None
+
+
+def _note_invalid(file: _File, model: type[_Spec], error: str, place: Place, inside: Place) -> None:
+    at, key = (*place, *inside), inside[-1]
+    is_entry = len(inside) > 1 and inside[0] in ("env", "after")
+    expected = _expected(_RetriesSpec if inside[0] == "retries" and len(inside) > 1 else model)
+    if error == "extra_forbidden":
+        file.note(at, f"unknown key '{_short(key)}'", word=key, known=expected)
+    elif error == "missing":
+        file.note(at, f"'{key}' is missing: expected {expected[key]}")
+    elif is_entry and inside[0] == "env":
+        file.note(at, f"env '{_short(key)}' has to be a text or a number, got {file.shown(at)}: quote it")
+    else:
+        what = "a task name" if is_entry else expected[key]
+        name = f"each of '{inside[0]}'" if is_entry else f"'{key}'"
+        hint = ": quote it" if what.startswith(("a text", "a task name")) and file.is_quotable(at) else ""
+        file.note(at, f"{name} has to be {what}, got {file.shown(at)}{hint}")
+
+
+def _task_spec(file: _File, name: str, raw: object) -> _TaskSpec | None:
+    """Return the task `name`, or None; what is wrong with it is noted."""
+    place = ("tasks", name)
+    if name == "":
+        file.note(place, "a task's name may not be empty")
+    if not isinstance(raw, dict):
+        example = f"such as {_short(name)}: {{bash: make}}"
+        file.note(place, f"a task has to be a mapping, {example}, got {file.shown(place)}")
+        return None
+    given = [key for key in raw if key in KINDS]
+    if len(given) > 1:
+        file.note((*place, given[1]), f"has {' and '.join(given)}: expected one of them")
+    elif not given and raw.keys() <= _expected(_TaskSpec).keys():  # else the kind may be what is misspelt
+        file.note(place, f"does not say what to do: expected one of {', '.join(KINDS)}")
+    if raw.get("required") is False and raw.get("finally", False) is False:
+        file.note((*place, "required"), "required: false is only valid with finally: true")
+    spec = _checked(file, _TaskSpec, raw, place)
+    for variable in spec.env if spec is not None else ():
+        if variable == "" or "=" in variable:
+            text = f"env '{_short(variable)}' can't be set: no name may be empty or hold '='"
+            file.note((*place, "env", variable), text)
+    return spec
+
+
+def _check_graph(file: _File, after: Mapping[str, list[str]]) -> None:
+    """Note dependencies that are no task, and a circle of those that are."""
+    parents: dict[str, list[str]] = {}
+    for name, wanted in after.items():
+        parents[name] = [parent for parent in wanted if parent in after and parent != name]
+        for index, parent in enumerate(wanted):
+            place = ("tasks", name, "after", str(index))
+            if parent == name:
+                file.note(place, "depends on itself")
+            elif parent not in after:
+                file.note(place, f"depends on '{_short(parent)}', which is no task", word=parent, known=after)
+    try:
+        TopologicalSorter(parents).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1][:0:-1]  # each is after the next one, and the last after the first
+        members = set(circle)
+        start = circle.index(next(name for name in after if name in members))
+        circle = circle[start:] + circle[:start]
+        names = _listed(circle, " after ")
+        file.note(("tasks", circle[0], "after"), f"circular dependency: {names} after {_short(circle[0])}")
 
 
 def _task(name: str, spec: _TaskSpec, folder: Path) -> WorkflowTask:
-    given: list[Kind] = [kind for kind in KINDS if getattr(spec, kind) is not None]
-    kind: Kind = given[0] if given else "bash"
+    kind = next(kind for kind in KINDS if getattr(spec, kind))
     return WorkflowTask(
         name=name,
         title=spec.title if spec.title is not None else name,
         kind=kind,
-        payload=getattr(spec, kind) or "",
+        payload=getattr(spec, kind),
         description=spec.description,
         after=tuple(dict.fromkeys(spec.after)),
         finally_=spec.finally_,
@@ -383,40 +519,3 @@ def _task(name: str, spec: _TaskSpec, folder: Path) -> WorkflowTask:
         backoff=spec.retries.backoff,
         on_interrupted=spec.on_interrupted,
     )
-
-
-def _kind_problems(spec: _FileSpec, root: _Tree) -> Iterator[Problem]:
-    for name, task in spec.tasks.items():
-        given = [kind for kind in KINDS if getattr(task, kind) is not None]
-        line = root.line("tasks", name)
-        if name == "":
-            yield line, None, "a task's name may not be empty"
-        if not given:
-            yield line, name, f"says not what to do; expected one of {', '.join(KINDS)}"
-        elif len(given) > 1:
-            yield root.line("tasks", name, given[1]), name, f"has {' and '.join(given)}; expected one of them"
-        if not task.required and not task.finally_:
-            yield root.line("tasks", name, "required"), name, "required: false is only valid with finally: true"
-        for variable, value in task.env.items():
-            if variable == "" or "=" in variable or "\0" in variable + value:
-                text = f"env {variable!r} can't be set: no name may be empty or hold '=', nothing may hold NUL"
-                yield root.line("tasks", name, "env", variable), name, text
-
-
-def _graph_problems(tasks: dict[str, WorkflowTask], root: _Tree) -> Iterator[Problem]:
-    unknown = False
-    for name, task in tasks.items():
-        for parent in task.after:
-            if parent not in tasks:
-                unknown = True
-                near = difflib.get_close_matches(parent, tasks, 1)
-                hint = f": did you mean '{near[0]}'?" if near else f"; the tasks are {', '.join(list(tasks)[:10])}"
-                yield root.line("tasks", name, "after"), name, f"depends on '{parent}', which is no task{hint}"
-    if unknown:
-        return
-    try:
-        TopologicalSorter({name: task.after for name, task in tasks.items()}).prepare()
-    except CycleError as error:
-        cycle = list(reversed(error.args[1]))
-        text = f"depends on itself: {' -> '.join(cycle)}"
-        yield root.line("tasks", cycle[0], "after"), cycle[0], text
