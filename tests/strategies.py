@@ -93,8 +93,14 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
 
 def facts_of(fact_type: type[Fact]) -> st.SearchStrategy[Fact]:
     """Return facts of one type, every field drawn from its declared type."""
-    hints = get_type_hints(fact_type)
-    return st.builds(fact_type, **{field.name: _of(hints[field.name]) for field in fields(fact_type)})
+    return records_of(fact_type)
+
+
+def records_of(record: type[Any], **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return instances of a dataclass, every field drawn as `given` or else from its declared type."""
+    hints = get_type_hints(record)
+    drawn = {field.name: _of(hints[field.name]) for field in fields(record) if field.name not in given}
+    return st.builds(record, **drawn, **given)
 
 
 # --- histories -----------------------------------------------------------------------------------------------------
@@ -124,9 +130,9 @@ def ended(fact_type: type[f.AttemptEnd], attempt: int | None = 1, **changes: Any
 # `task_histories` puts in the one that is meant.
 
 
-def _ends(*types: type[f.AttemptEnd]) -> st.SearchStrategy[Any]:
+def _ends(*types: type[f.AttemptEnd], attempt: int | None = 0) -> st.SearchStrategy[Any]:
     return st.builds(
-        lambda fact_type, **values: ended(fact_type, 0, **values),
+        lambda fact_type, **values: ended(fact_type, attempt, **values),
         st.sampled_from(types),
         duration=seconds,
         error=st.none() | texts,
@@ -159,7 +165,7 @@ _REQUESTS = st.builds(f.TaskCancelRequested, texts)
 _RETRIES = st.builds(f.TaskRetryScheduled, st.just(0), st.integers(1, 9), seconds, times)
 
 _WHILE_RUNNING = st.one_of(
-    st.builds(f.ProcessSpawned, st.just(0), st.integers(1, 2**22), st.none() | texts),
+    st.builds(f.ProcessSpawned, st.just(0), st.integers(1, 2**22), st.none() | st.just("ticks:77")),
     st.builds(f.TaskProgressed, st.just(0), times, st.none() | st.floats(0, 100), st.none() | texts),
     st.builds(f.TaskOutput, st.just(0), _CHUNKS),
     _REQUESTS,
@@ -167,7 +173,7 @@ _WHILE_RUNNING = st.one_of(
     _ends(*_ENDS),
     st.tuples(_ends(f.TaskFailed), _RETRIES),
 )
-_WHILE_WAITING_FOR_RETRY = st.one_of(_STARTS, _REQUESTS, _ends(f.TaskCancelled))
+_WHILE_WAITING_FOR_RETRY = st.one_of(_STARTS, _REQUESTS, _ends(f.TaskCancelled, attempt=None))
 _WHILE_RUNNING_BY_HAND = st.sampled_from([*(end() for end in _ENDS), f.TaskFailed(error="by hand")])
 _WHEN_SUCCEEDED = st.builds(f.TaskDeleted, texts)
 _WHEN_CANCELLED = st.one_of(_REVISIONS, _WHEN_SUCCEEDED)

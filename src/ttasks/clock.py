@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import threading
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
+
+SIGNAL_WAIT_S: Final = 0.1
+"""How long a signal may wait for the main thread to look up."""
 
 
 def now() -> datetime:
@@ -25,6 +30,21 @@ def monotonic_s() -> float:
     """Return seconds of the monotonic clock, for durations and time-outs."""
     # Not time.monotonic: tests patch that one, and a time-out that waits for a frozen clock never comes.
     return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def wait(event: threading.Event, seconds: float | None = None) -> bool:
+    """Wait for `event`, at most so many seconds (None: for ever); return whether it came."""
+    if threading.current_thread() is not threading.main_thread():
+        return event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+    # Python runs its signal handlers in the main thread, when that comes back from a wait. A signal wakes it, but not
+    # one that comes between its last look and its falling asleep: so no sleep of it may be long.
+    deadline = None if seconds is None else monotonic_s() + seconds
+    while not event.is_set():
+        left = SIGNAL_WAIT_S if deadline is None else min(deadline - monotonic_s(), SIGNAL_WAIT_S)
+        if left <= 0:
+            return False
+        event.wait(left)
+    return True
 
 
 def aware(moment: datetime, zone: tzinfo = UTC) -> datetime:

@@ -355,7 +355,7 @@ def test_a_request_to_cancel_is_kept_until_the_end(state: TaskState) -> None:
     asked = fold(f.TaskCancelRequested("ann"), state=state)
 
     assert (asked.cancel_requested_by, asked.status) == ("ann", state.status)
-    assert fold(f.TaskCancelled(), state=asked).cancel_requested_by is None
+    assert fold(f.TaskCancelled(attempt=state.running_attempt), state=asked).cancel_requested_by is None
 
 
 @pytest.mark.parametrize("status", [status for status in TaskStatus if status is not RUNNING])

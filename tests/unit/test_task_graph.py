@@ -142,7 +142,6 @@ def test_dependencies_may_be_added_after_the_tasks_that_name_them() -> None:
     assert graph.run(scripted()).ok
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a dependency shows, with its title, only once it is added itself")
 def test_a_dependency_that_is_not_added_yet_is_given_all_the_same() -> None:
     a, b = tasks(*"ab")
     graph = TaskGraph()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
@@ -125,16 +124,15 @@ class TaskContext:
         """
         if percent is None and message is None:
             raise ValueError("percent or message is required")
-        if percent is not None:
-            if isinstance(percent, bool) or not isinstance(percent, int | float):
-                raise TypeError(f"percent must be a number, got {type(percent).__name__}")
-            if not math.isfinite(percent) or not 0 <= percent <= 100:
-                raise ValueError(f"percent must be between 0 and 100, got {percent!r}")
+        if percent is not None and (isinstance(percent, bool) or not isinstance(percent, int | float)):
+            raise TypeError(f"percent must be a number, got {type(percent).__name__}")
         if message is not None and not isinstance(message, str):
             raise TypeError(f"message must be a str, got {type(message).__name__}")
-        self.raise_if_cancelled()
+        if percent is not None and not 0 <= percent <= 100:
+            raise ValueError(f"percent must be between 0 and 100, got {percent!r}")
         if self._progress_emitter is None:
             raise RuntimeError("progress can't be emitted without an executor")
+        self.raise_if_cancelled()
         self._progress_emitter(percent, message)
 
 

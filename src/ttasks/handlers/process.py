@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from ttasks import clock
 from ttasks.clock import monotonic_s
 from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
@@ -27,45 +28,47 @@ ARGUMENT_BYTES_MAX: Final = 100_000
 
 
 class ChildProcess:
-    """One child process and the group it leads. It is made running; `wait` has to follow."""
+    """One child process and the group it leads.
+
+    It is started, read and ended by threads of its own: Ctrl-C reaches the main thread at any line of it, and there it
+    must not leave a process that nobody knows of.
+    """
 
     def __init__(self, command: Sequence[str], context: TaskContext, pass_fds: Sequence[int] = ()) -> None:
         self._port: AttemptPort = context._port or DetachedPort()
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=context.cwd,
-            env={**os.environ, **context.env, **self._port.environment()},
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
-        self.pid = self._popen.pid
+        self._command = command
+        self._cwd = context.cwd
+        self._env = {**os.environ, **context.env, **self._port.environment()}
+        self._pass_fds = pass_fds
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._failure: Exception | None = None
         self._text: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._over = threading.Event()
         self._wake = threading.Event()
-        self._ending = threading.Lock()
-        self._port.spawned(self.pid)
-        self._reader = threading.Thread(target=self._read, name=f"ttasks-read-{self.pid}", daemon=True)
-        self._reader.start()
-        self._port.on_cancel(self._wake.set)
+        self._starting = threading.Lock()
+        self._is_ending = False
+        self._ended = threading.Event()
 
-    def wait(self, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
-        """Wait until it has ended and nobody holds its output open any more.
+    def run(self, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
+        """Start it, and wait until it has ended and nobody holds its output open any more.
 
         Raises:
+            OSError, ValueError: it could not be started.
             TaskTimeoutError: that took longer than `timeout_s`; the group was ended.
             TaskCancelled: it was cancelled or stopped meanwhile; the group was ended.
         """
         deadline = None if timeout_s is None else monotonic_s() + timeout_s
         try:
+            threading.Thread(target=self._live, name="ttasks-process", daemon=True).start()
+            self._port.on_cancel(self._wake.set)
             while not self._over.is_set() and not self._port.is_cancelled and not self._port.is_stopped:
                 left = None if deadline is None else deadline - monotonic_s()
                 if left is not None and left <= 0:
                     self.end()
                     raise TaskTimeoutError(f"Task timed out after {timeout_s:g} seconds", self._completed())
-                self._wake.wait(left)
+                clock.wait(self._wake, left)
+            if self._failure is not None:
+                raise self._failure
         except BaseException:
             self.end()
             raise
@@ -75,9 +78,9 @@ class ChildProcess:
         return self._completed()
 
     def _completed(self) -> subprocess.CompletedProcess[str]:
-        code = self._popen.returncode
+        code = self._popen.returncode if self._popen is not None else None
         return subprocess.CompletedProcess(
-            self._popen.args,
+            self._command,
             code if code is not None else -signal.SIGKILL,
             "".join(self._text["stdout"]),
             "".join(self._text["stderr"]),
@@ -85,17 +88,26 @@ class ChildProcess:
 
     def end(self) -> None:
         """End the whole group: SIGTERM, a moment, SIGKILL; return when nothing of it is left."""
-        with self._ending:
+        with self._starting:
+            is_first, self._is_ending = not self._is_ending, True
+        if is_first:
+            threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+        clock.wait(self._ended)
+
+    def _end(self) -> None:
+        if self._popen is not None:
             if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
                 self._signal(signal.SIGKILL)
                 self._is_gone_after(KILL_WAIT_S)
-        # What the group printed last is still to be read. A process that left the group may hold the pipes open.
-        self._over.wait(KILL_WAIT_S)
+            # What the group printed last is still to be read. A process that left the group may hold the pipes open.
+            self._over.wait(KILL_WAIT_S)
+        self._ended.set()
 
     def _signal(self, number: int) -> bool:
         """Send a signal to the group; False: there is nobody left in it."""
+        assert self._popen is not None
         try:
-            os.killpg(self.pid, number)
+            os.killpg(self._popen.pid, number)
         except ProcessLookupError:
             return False
         except PermissionError:  # macOS says this of a group of zombies
@@ -109,19 +121,48 @@ class ChildProcess:
             if monotonic_s() > deadline:
                 return False
             time.sleep(pause)
-            if pause > 0.01 and _only_zombies_in(self.pid):
+            if pause > 0.01 and self._popen is not None and _only_zombies_in(self._popen.pid):
                 return True
             pause = min(pause * 2, 0.1)
         return True
 
     def _has_live_member(self) -> bool:
         # A leader that has ended is a zombie until it is reaped, and a zombie still counts as a member.
+        assert self._popen is not None
         self._popen.poll()
         return self._signal(0)
 
+    def _live(self) -> None:
+        """Start the process, read both pipes until nobody holds them open, then reap it."""
+        try:
+            if self._start():
+                self._read()
+        except Exception as error:  # noqa: BLE001 - `run` raises it
+            self._failure = error
+        finally:
+            self._over.set()
+            self._wake.set()
+
+    def _start(self) -> bool:
+        """Start the process; False: it is not wanted any more."""
+        with self._starting:
+            if self._is_ending:
+                return False
+            self._popen = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self._cwd,
+                env=self._env,
+                start_new_session=True,
+                pass_fds=self._pass_fds,
+            )
+        self._port.spawned(self._popen.pid)
+        return True
+
     def _read(self) -> None:
-        """Read both pipes until nobody holds them open, then reap the process."""
-        assert self._popen.stdout is not None and self._popen.stderr is not None
+        assert self._popen is not None and self._popen.stdout is not None and self._popen.stderr is not None
         decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._text}
         with selectors.DefaultSelector() as selector:
             for name, pipe in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
@@ -139,8 +180,6 @@ class ChildProcess:
         self._popen.stderr.close()
         self._port.finished_printing()
         self._popen.wait()
-        self._over.set()
-        self._wake.set()
 
 
 def _only_zombies_in(group: int) -> bool:
@@ -176,8 +215,7 @@ def run_shell(shell: str, context: TaskContext) -> subprocess.CompletedProcess[s
     """
     try:
         with _script(context.payload) as (arguments, descriptors):
-            child = ChildProcess([shell, *arguments], context, descriptors)
-            completed = child.wait(context.timeout)
+            completed = ChildProcess([shell, *arguments], context, descriptors).run(context.timeout)
     except (OSError, ValueError) as error:
         if isinstance(error, TaskTimeoutError):
             raise

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -22,26 +23,32 @@ from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
 from ttasks.log.runner import describe_git, describe_runner, git_root
 from ttasks.log.secrets import withhold
-from ttasks.log.transaction import Appended, Batch, Encoded, Transaction, first_event, runner_started
+from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
 from ttasks.version import __version__
 
 BUSY_TIMEOUT_S: Final = 30.0
 GROUP_MAX: Final = 256
 """How many appends may share a commit: enough for every thread of a big pool."""
+FORK_WAIT_S: Final = 1.0
+"""How long a fork waits for a commit to end: as long as that is not waiting for other processes."""
 DESCRIBE_WAIT_S: Final = 1.0
 """How long closing waits for git to say what commit is checked out."""
 
 
 class _Request:
-    """One caller's append, waiting for its commit. `turn` is let go when it is settled, or has to lead."""
+    """One caller's append, waiting for its commit. `turn` is let go when it is settled, or has to lead.
 
-    __slots__ = ("appended", "batches", "error", "leads", "turn")
+    `goes_alone`: a commit that it shared has failed.
+    """
+
+    __slots__ = ("appended", "batches", "error", "goes_alone", "leads", "turn")
 
     def __init__(self, batches: Sequence[Encoded]) -> None:
         self.batches = batches
         self.turn = threading.Lock()
         self.turn.acquire()
         self.leads = False
+        self.goes_alone = False
         self.appended: list[Appended] | None = None
         self.error: Exception | None = None
 
@@ -152,7 +159,7 @@ class EventLog:
         self._transaction = Transaction(connection)
         if connection.execute("SELECT 1 FROM events LIMIT 1").fetchone() is None:
             created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
-            self._transaction.commit([[first_event(created)]], clock.now)
+            self._transaction.commit([[first_event(created)]], clock.now, [])
         first = self._transaction.ledger()
         if self.ledger not in ("", first.ledger):
             raise LedgerUnwritableError(f"{self.path} is not the ledger it was: it was replaced. Nothing was written")
@@ -192,9 +199,14 @@ class EventLog:
             return False
         return self._identity == (status.st_dev, status.st_ino)
 
-    def _after_fork(self) -> None:
-        # The parent's connections must not be closed here: that would drop the parent's locks.
-        _INHERITED.append((self._connection, self.readers.forget()))
+    def _after_fork(self, *, was_quiet: bool) -> None:
+        """In a forked child: give up what is the parent's, and begin anew with the next append."""
+        if self._connection is not None and was_quiet and self.path is not None:
+            # SQLite keeps one note a process of which locks it has on a file. Closing throws away the one that was
+            # copied from the parent; relying on that, the child would write without the locks it believes to have.
+            self._connection.close()
+        elif self._connection is not None:
+            _INHERITED.append(self._connection)  # in use, or in memory: it can't be closed here
         if self._lock is not None:
             self._lock.close()
         self._begin_unshared()
@@ -227,7 +239,7 @@ class EventLog:
             if not request.leads:
                 request.turn.acquire()
             while not request.is_settled:
-                self._commit(self._next_group())
+                self._commit(self._group())
         finally:
             self._step_down(request)
         if request.error is not None:
@@ -255,49 +267,49 @@ class EventLog:
     def _withheld(self, fact: Fact) -> Fact:
         return withhold(fact, self._digest_key)
 
-    def _next_group(self) -> list[_Request]:
+    # Ctrl-C may come between any two lines below. So a request stays in the queue until it is settled, or taken back by
+    # its own caller, and whoever leads tidies up in `_step_down`, however far it got.
+
+    def _group(self) -> list[_Request]:
+        """Return the requests whose turn it is, oldest first."""
         with self._mutex:
-            return [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
+            unsettled = (request for request in self._queue if not request.is_settled)
+            waiting = list(islice(unsettled, GROUP_MAX))
+        alone = next((place for place, request in enumerate(waiting) if request.goes_alone), len(waiting))
+        return waiting[: alone or 1]
 
     def _step_down(self, request: _Request) -> None:
-        """Take back a request that is not settled, and hand the lead, where this thread has it, to the next."""
+        """Wake those whose requests are settled, take back one that is not, and hand on the lead where it is here."""
+        if request.is_settled and not request.leads:
+            return
         with self._mutex:
-            if not request.is_settled and request in self._queue:
-                self._queue.remove(request)
+            settled = [other for other in self._queue if other.is_settled]
+            self._queue = deque(other for other in self._queue if not other.is_settled and other is not request)
+            for other in settled:
+                if other is not request:
+                    other.turn.release()
             if request.leads:
                 request.leads = False
+                self._is_led = bool(self._queue)
                 if self._queue:
                     self._queue[0].leads = True
                     self._queue[0].turn.release()
-                else:
-                    self._is_led = False
 
     def _commit(self, group: list[_Request]) -> None:
-        """Settle every request of the group: in one commit, or each in its own where that fails."""
+        """Settle every request of the group in one commit; where that fails, each gets one of its own later."""
+        committed: list[Outcomes] = []
         try:
-            self._commit_together(group)
+            self._commit_together(group, committed)
         except Exception as error:  # noqa: BLE001 - it goes to the caller whose append this is
-            if len(group) == 1:
+            if not committed and len(group) == 1:
                 group[0].error = error
-            else:
-                for request in group:
-                    self._commit([request])
-        except BaseException:
-            # Ctrl-C is meant for this thread's own append; the others have theirs, or go on with the next leader.
-            if self._transaction is not None and self._transaction.committed is not None:
-                self._settle(group, self._transaction.committed)
-            with self._mutex:
-                self._queue.extendleft(request for request in reversed(group) if not request.is_settled)
-            self._wake(group)
-            raise
-        self._wake(group)
+            for request in group:
+                request.goes_alone = True
+        finally:
+            for outcomes in committed:  # what is committed is, also where Ctrl-C came right after
+                self._settle(group, outcomes)
 
-    def _wake(self, group: list[_Request]) -> None:
-        for request in group:
-            if request.is_settled and not request.leads and request.turn.locked():
-                request.turn.release()
-
-    def _settle(self, group: list[_Request], outcomes: list[list[Appended] | Exception]) -> None:
+    def _settle(self, group: list[_Request], outcomes: Outcomes) -> None:
         # This process may have been registered in the same commit, ahead of the group.
         for request, outcome in zip(group, outcomes[-len(group) :], strict=True):
             if isinstance(outcome, Exception):
@@ -305,7 +317,7 @@ class EventLog:
             else:
                 request.appended = outcome
 
-    def _commit_together(self, group: list[_Request]) -> None:
+    def _commit_together(self, group: list[_Request], committed: list[Outcomes]) -> None:
         try:
             with self._connection_lock, self._locked():
                 if self._connection is None:
@@ -320,7 +332,7 @@ class EventLog:
                 wanted = [request.batches for request in group]
                 if self._transaction.runner is None:
                     wanted.insert(0, [runner_started(f"runner-{clock.new_id()}", describe_runner())])
-                self._settle(group, self._transaction.commit(wanted, clock.now))
+                self._transaction.commit(wanted, clock.now, committed)
         except (OSError, sqlite3.Error) as error:
             if isinstance(error, TtasksError):
                 raise
@@ -369,14 +381,17 @@ class EventLog:
     def _describe_runner(self) -> None:
         """Find out about the git checkout in a thread: it can take long, and no run waits for it."""
         self._is_described = True
-        root = git_root()
         position = self._transaction.runner if self._transaction is not None else None
-        if root is None or position is None:
+        if position is None:
             return
 
         def describe() -> None:
-            fact = describe_git(root)
-            with contextlib.suppress(LedgerError):  # a ledger that went away meanwhile lacks only this
+            # A ledger that went away meanwhile, or a folder that can't be looked into, lacks only this.
+            with contextlib.suppress(LedgerError, OSError):
+                root = git_root()
+                if root is None:
+                    return
+                fact = describe_git(root)
                 runner = self.readers.runner(position)
                 if runner is not None:
                     self.append(Batch(f"runner-{runner.id}", [fact], None, position))
@@ -400,14 +415,26 @@ class EventLog:
 _OPEN: dict[Path, EventLog] = {}
 _OPEN_LOCK = threading.Lock()
 _LOGS: weakref.WeakSet[EventLog] = weakref.WeakSet()
+_HELD = threading.local()
 _INHERITED: list[object] = []
+
+
+def _before_fork() -> None:
+    """Wait until no thread is inside a transaction: a child would inherit that half done."""
+    _HELD.logs = [(log, log._connection_lock.acquire(timeout=FORK_WAIT_S)) for log in list(_LOGS)]
+
+
+def _after_fork_in_parent() -> None:
+    for log, is_held in _HELD.logs:
+        if is_held:
+            log._connection_lock.release()
 
 
 def _after_fork_in_child() -> None:
     global _OPEN_LOCK
     _OPEN_LOCK = threading.Lock()
-    for log in list(_LOGS):
-        log._after_fork()
+    for log, is_held in _HELD.logs:
+        log._after_fork(was_quiet=is_held)
 
 
 def _at_exit() -> None:
@@ -417,5 +444,5 @@ def _at_exit() -> None:
             log._describer.join(DESCRIBE_WAIT_S)
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

@@ -100,6 +100,7 @@ class TaskFold(_Copied):
         self.attempt = attempt
         self.version = state.version if state is not None else 0
         self._written_attempt = attempt
+        self._unwritten: tuple[AttemptState, ...] = ()
 
     @classmethod
     def load(cls, connection: sqlite3.Connection, task_id: str) -> TaskFold:
@@ -113,14 +114,20 @@ class TaskFold(_Copied):
 
     def apply(self, event: RecordedEvent) -> None:
         self.state = task_rules.apply(self.state, event.fact, task_id=self.task_id, version=event.version)
+        before = self.attempt
         self.attempt = task_rules.apply_attempt(
-            self.attempt, event.fact, task_id=self.task_id, position=event.position, runner=event.runner or 0
+            before, event.fact, task_id=self.task_id, position=event.position, runner=event.runner or 0
         )
+        if before is not None and self.attempt is not None and before.attempt != self.attempt.attempt:
+            self._unwritten = (*self._unwritten, before)
         self.version = event.version
 
     def write(self, connection: sqlite3.Connection) -> None:
         if self.state is not None:
             connection.execute(_PUT["tasks"], rows.task_row(self.state))
+        for attempt in self._unwritten:
+            connection.execute(_PUT["attempts"], rows.attempt_row(attempt))
+        self._unwritten = ()
         if self.attempt is not None and self.attempt is not self._written_attempt:
             connection.execute(_PUT["attempts"], rows.attempt_row(self.attempt))
             self._written_attempt = self.attempt
@@ -135,6 +142,8 @@ class GraphFold(_Copied):
         self.run = run
         self.version = state.version if state is not None else 0
         self._members_changed = False
+        self._written_run = run
+        self._unwritten: tuple[RunState, ...] = ()
 
     @classmethod
     def load(cls, connection: sqlite3.Connection, graph_id: str) -> GraphFold:
@@ -148,14 +157,17 @@ class GraphFold(_Copied):
 
     def apply(self, event: RecordedEvent) -> None:
         self.state = graph_rules.apply(self.state, event.fact, graph_id=self.graph_id, version=event.version)
+        before = self.run
         self.run = graph_rules.apply_run(
-            self.run,
+            before,
             event.fact,
             graph_id=self.graph_id,
             position=event.position,
             runner=event.runner or 0,
             recorded_at=event.recorded_at,
         )
+        if before is not None and self.run is not None and before.run != self.run.run:
+            self._unwritten = (*self._unwritten, before)
         self._members_changed |= isinstance(event.fact, GraphCreated | GraphRevised)
         self.version = event.version
 
@@ -163,8 +175,12 @@ class GraphFold(_Copied):
         if self.state is None:
             return
         connection.execute(_PUT["graphs"], rows.graph_row(self.state))
-        if self.run is not None:
+        for run in self._unwritten:
+            connection.execute(_PUT["runs"], rows.run_row(run))
+        self._unwritten = ()
+        if self.run is not None and self.run is not self._written_run:
             connection.execute(_PUT["runs"], rows.run_row(self.run))
+            self._written_run = self.run
         if self._members_changed:
             for table in ("graph_tasks", "graph_dependencies"):
                 connection.execute(f"DELETE FROM {table} WHERE graph_id = ?", (self.graph_id,))  # noqa: S608

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,8 @@ from ttasks.state.task import apply as apply_task
 
 PAGE_EVENTS: Final = 1000
 """How many events are read at a time: a reader that stays longer in one transaction keeps the WAL from shrinking."""
+PARAMETERS_MAX: Final = 500
+"""How many values a query is given at a time: older builds of SQLite take no more than 999."""
 
 ENVELOPE: Final = "position, stream, version, type, type_version, recorded_at, runner, cause, data, hash"
 
@@ -55,6 +59,8 @@ class Readers:
         self._in_memory = in_memory
         self._mutex = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
+        self._forks = 0
+        _READERS.add(self)
 
     @classmethod
     def open(cls, path: Path) -> Readers:
@@ -82,7 +88,7 @@ class Readers:
             return
         assert self.path is not None
         with self._mutex:
-            connection = self._idle.pop() if self._idle else None
+            forks, connection = self._forks, self._idle.pop() if self._idle else None
         if connection is None:
             try:
                 connection = files.open_reader(self.path)
@@ -94,7 +100,8 @@ class Readers:
             connection.close()
             raise
         with self._mutex:
-            self._idle.append(connection)
+            if self._forks == forks:
+                self._idle.append(connection)
 
     def close(self) -> None:
         """Close the connections that nobody uses; asking again opens new ones."""
@@ -103,10 +110,13 @@ class Readers:
         for connection in idle:
             connection.close()
 
-    def forget(self) -> list[sqlite3.Connection]:
-        """Give the connections away unclosed: after a fork they belong to the parent."""
-        idle, self._idle, self._mutex = self._idle, [], threading.Lock()
-        return idle
+    def _after_fork(self) -> None:
+        """In a forked child: give up the parent's connections, but for those that were in use (see `files`)."""
+        self._mutex = threading.Lock()
+        self._forks += 1
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def _all(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self.connection() as connection:
@@ -185,6 +195,17 @@ class Readers:
         row = self._one(f"SELECT count(*) FROM {table} WHERE is_deleted = 0")  # noqa: S608
         return int(row[0]) if row is not None else 0
 
+    def deleted(self, table: str, ids: Sequence[str]) -> dict[str, int]:
+        """Return the versions of those in ``tasks`` or ``graphs`` with these ids that are deleted, by id."""
+        found: list[tuple[str, int]] = []
+        with self.connection() as connection:
+            for start in range(0, len(ids), PARAMETERS_MAX):
+                some = ids[start : start + PARAMETERS_MAX]
+                marks = ", ".join("?" * len(some))
+                query = f"SELECT id, version FROM {table} WHERE is_deleted = 1 AND id IN ({marks})"  # noqa: S608
+                found += connection.execute(query, tuple(some))
+        return dict(found)
+
     def attempts(self, task_id: str) -> list[AttemptState]:
         """Return a task's attempts, oldest first."""
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
@@ -262,3 +283,26 @@ class Readers:
         """Return the runner registered at a position."""
         row = self._one(select("runners", "WHERE position = ?"), (position,))
         return rows.runner_state(row) if row is not None else None
+
+
+_READERS: weakref.WeakSet[Readers] = weakref.WeakSet()
+_HELD = threading.local()
+
+
+def _before_fork() -> None:
+    _HELD.readers = list(_READERS)
+    for readers in _HELD.readers:
+        readers._mutex.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for readers in _HELD.readers:
+        readers._mutex.release()
+
+
+def _after_fork_in_child() -> None:
+    for readers in _HELD.readers:
+        readers._after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -53,6 +53,10 @@ class Appended:
     state: Any
 
 
+Outcomes = list[list[Appended] | Exception]
+"""For each request of a commit what was appended for it, or why it was refused."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A batch with its facts in the form that is stored, made before the lock is taken."""
@@ -92,8 +96,7 @@ class _Staged:
 class Transaction:
     """The writer's side of one connection. Only one thread uses it at a time, under the writer lock.
 
-    `runner` is the position of this process's RunnerStarted, None until one is committed. `committed` is what the last
-    call of `commit` committed, also where it was interrupted right after that; None where it committed nothing.
+    `runner` is the position of this process's RunnerStarted, None until one is committed.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -102,7 +105,7 @@ class Transaction:
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
         self.runner: int | None = None
-        self.committed: list[list[Appended] | Exception] | None = None
+        self._is_whole = True
 
     def ledger(self) -> LedgerCreated:
         """Return what event 1 says.
@@ -116,43 +119,49 @@ class Transaction:
             raise DamagedLedgerError("event 1 is not a LedgerCreated; `ttasks verify` says more")
         return fact
 
-    def commit(
-        self, group: Sequence[Sequence[Encoded]], at: Callable[[], datetime]
-    ) -> list[list[Appended] | Exception]:
-        """Append what every request of the group wants, in one commit.
+    def commit(self, group: Sequence[Sequence[Encoded]], at: Callable[[], datetime], committed: list[Outcomes]) -> None:
+        """Append what every request of the group wants, in one commit; a refusal of one leaves the others alone.
 
-        Returns:
-            For each request what was appended, or why it was refused; a refusal leaves the others alone.
+        Args:
+            group: the requests.
+            at: what tells the time of the commit.
+            committed: gets the outcome of each request as soon as they are committed, also where this call is
+                interrupted right after that.
 
         Raises:
             sqlite3.Error: the database refused. Nothing of any request was written.
         """
         connection = self._connection
-        outcomes: list[list[Appended] | Exception] = []
-        self.committed = None
-        has_all = False
+        outcomes: Outcomes = []
+        is_complete = False
+        if not self._is_whole:
+            self._recover()
+        self._is_whole = False
         try:
             connection.execute("BEGIN IMMEDIATE")
             self._read_head()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
             outcomes.extend(self._stage_request(staged, request) for request in group)
             self._write(staged)
-            has_all = True
+            is_complete = True
             connection.execute("COMMIT")
-            self.committed = outcomes
-        except BaseException:
-            # Whatever was cached may not be what is stored; Ctrl-C can come between COMMIT and the lines below.
-            self._folds.clear()
-            self._head = -1
-            self.runner = None
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            elif has_all:
-                self.committed = outcomes
+            committed.append(outcomes)
+        except BaseException as error:
+            if is_complete and not committed and not isinstance(error, sqlite3.Error) and not connection.in_transaction:
+                committed.append(outcomes)  # Ctrl-C came right after the COMMIT
+            self._recover()
             raise
         self._head, self._head_hash, self.runner = staged.position, staged.hash, staged.runner
         self._keep(staged.folds)
-        return outcomes
+        self._is_whole = True
+
+    def _recover(self) -> None:
+        """Undo what was not committed, and forget what was cached: it may not be what is stored."""
+        self._folds.clear()
+        self._head = -1
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._is_whole = True
 
     def _read_head(self) -> None:
         head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()

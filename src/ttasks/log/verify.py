@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from ttasks.state.graph import RunState
 from ttasks.state.task import AttemptState
 
 PROBLEMS_MAX: Final = 50
+_LONE_SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
+"""What pydantic reads no text with; any character in its place has the same form."""
 Promise = Literal["integrity", "order", "completeness", "form", "rows"]
 
 
@@ -155,7 +158,7 @@ def _check_meaning(row: tuple[Any, ...], replay: Replay) -> tuple[Promise, int, 
     try:
         event = event_of(row)
         if not isinstance(event.fact, OpaqueEvent):
-            _validator(type_).validate_json(data)
+            _validator(type_).validate_json(_LONE_SURROGATE.sub(r"\\ufffd", data))
     except (TtasksError, ValueError) as error:
         return "form", position, f"its data is not that of a {type_}: {error}"
     try:

@@ -59,7 +59,9 @@ class TaskGraph:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
+        self._recording = threading.RLock()
         self._tasks: dict[str, Task] = {}
+        self._not_added: dict[str, Task] = {}
         self._members: dict[str, Member] = {}
         self._policies: dict[str, RetryPolicy] = {}
         self._changed: dict[str, Member] = {}
@@ -135,6 +137,10 @@ class TaskGraph:
         member = Member(task.id, ids, finally_, required, retry_policy.spec() if retry_policy is not None else None)
         with self._lock:
             self._tasks[task.id] = task
+            self._not_added.pop(task.id, None)
+            self._not_added.update(
+                (dependency.id, dependency) for dependency in dependencies if dependency.id not in self._tasks
+            )
             self._members[task.id] = member
             self._changed[task.id] = member
             self._policies.pop(task.id, None)
@@ -170,12 +176,16 @@ class TaskGraph:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def dependencies(self, task: Task) -> list[Task]:
-        """Return the direct dependencies of `task` that are in the graph, in declaration order.
+        """Return the direct dependencies of `task` in declaration order, also those that are not added yet.
 
         Raises:
             KeyError: the task is not in the graph.
         """
-        return [self._tasks[task_id] for task_id in self._member(task).after if task_id in self._tasks]
+        return [self._known(task_id) for task_id in self._member(task).after]
+
+    def _known(self, task_id: str) -> Task:
+        task = self._tasks.get(task_id)
+        return task if task is not None else self._not_added[task_id]
 
     def __getitem__(self, task: Task) -> list[Task]:
         return self.dependencies(task)
@@ -295,8 +305,7 @@ class TaskGraph:
 
     def __repr__(self) -> str:
         def title(task_id: str) -> str:
-            task = self._tasks.get(task_id)
-            return (task.title or task_id) if task is not None else task_id
+            return self._known(task_id).title or task_id
 
         edges = [
             f"{title(dependency)}->{title(task)}"
@@ -340,11 +349,17 @@ class TaskGraph:
                 kept = tuple(self._kept)
                 revised = (GraphRevised(changed, title),) if changed or title is not None else ()
                 return GraphProposal((*revised, *kept), seen, changed, title, kept)
-            members = tuple(self._members.values())
             if not seen:
-                created = GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
-                return GraphProposal((created,), 0, changed, title)
-            return GraphProposal((GraphRevised(members, self._title),), seen, changed, title)
+                return self._reimport(0)
+            return GraphProposal((GraphRevised(tuple(self._members.values()), self._title),), seen, changed, title)
+
+    def _reimport(self, expected: int) -> GraphProposal:
+        """Return what records it anew: nobody has it yet, or it was deleted."""
+        with self._lock:
+            members = tuple(self._members.values())
+            created = GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
+            kept = tuple(self._kept)
+            return GraphProposal((created, *kept), expected, tuple(self._changed.values()), self._revised_title, kept)
 
     def _committed(self, ledger: str, state: GraphState, proposal: GraphProposal) -> None:
         """Take note that a ledger now has the graph at `state`, what `proposal` holds included."""

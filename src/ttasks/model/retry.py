@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Final
 
 from ttasks.events.facts import RetrySpec
 
 RetryOn = tuple[type[BaseException], ...] | type[BaseException] | Callable[[BaseException], bool]
+
+
+FLOAT_MAX: Final = sys.float_info.max
 
 
 def check_number(value: Any, name: str, *, least: float = 0.0) -> None:
@@ -21,7 +24,7 @@ def check_number(value: Any, name: str, *, least: float = 0.0) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < least:
+    if not least <= value <= FLOAT_MAX:  # NaN is in no order, and an int may be beyond all floats
         kind = "non-negative number" if least == 0.0 else f"number of at least {least:g}"
         raise ValueError(f"{name} must be a finite {kind}, got {value!r}")
 
@@ -83,13 +86,15 @@ class RetryPolicy:
 
     def delay_s(self, retry: int, chance: float) -> float:
         """Return the seconds to wait before retry number `retry` (from 1); `chance`, from 0 to 1, places the jitter."""
+        if not self.backoff:
+            return 0.0
         try:
             wait = self.backoff * self.factor ** (retry - 1)
         except OverflowError:
-            wait = math.inf
+            wait = FLOAT_MAX
         if self.max_backoff is not None:
             wait = min(wait, self.max_backoff)
-        return wait * (1 + self.jitter * chance)
+        return min(wait * (1 + self.jitter * chance), FLOAT_MAX)
 
     def spec(self) -> RetrySpec:
         """Return the policy as it is recorded: of `retry_on` only the names."""

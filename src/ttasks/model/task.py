@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
 from ttasks.model.result import TaskResult, loaded_result
+from ttasks.model.retry import FLOAT_MAX
 from ttasks.state import decide
 from ttasks.state.record import evolve
-from ttasks.state.task import TaskState, apply, snapshot
+from ttasks.state.task import ResultState, TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
 
@@ -54,7 +54,7 @@ def _check_timeout(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"timeout must be a number or None, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= FLOAT_MAX:
         raise ValueError(f"timeout must be greater than 0, got {value!r}")
 
 
@@ -101,7 +101,7 @@ class Task:
 
     __slots__ = (
         "__weakref__", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_result", "_seen", "_view", "_withheld",
+        "_recording", "_result", "_seen", "_view", "_withheld",
     )  # fmt: skip
 
     def __init__(
@@ -157,6 +157,8 @@ class Task:
 
     def _begin(self, state: TaskState) -> None:
         self._lock = threading.RLock()
+        # Held while something of it is recorded: who waits here decides by what the handle then shows.
+        self._recording = threading.RLock()
         self._recorded = self._view = state
         self._pending: list[TaskFact] = []
         self._ledger: str | None = None
@@ -448,6 +450,14 @@ class Task:
             self._propose(decide.cancel(self._view, clock.whoami()))
         self._tell_owner()
 
+    def _request_cancel(self) -> bool:
+        """Ask whoever runs it to cancel it; return False, and do nothing, where nobody runs it."""
+        with self._lock:
+            if not self._view.is_owned:
+                return False
+            self._propose(decide.cancel(self._view, clock.whoami()))
+            return True
+
     def _tell_owner(self) -> None:
         on_cancel = self._on_cancel
         if on_cancel is not None and self._view.cancel_requested_by is not None:
@@ -457,13 +467,18 @@ class Task:
         with self._lock:
             self._propose(decide.revise(self._view, field, value))
 
+    def _with(self, facts: Sequence[TaskFact]) -> TaskState:
+        """Return what it would show after these facts. TransitionError: they can't follow."""
+        view = self._view
+        for fact in facts:
+            view = apply(view, fact, task_id=view.id, version=view.version)
+        return view
+
     def _propose(self, facts: Sequence[TaskFact]) -> None:
         """Take facts that nobody has recorded yet. The lock is held."""
         if not facts:
             return
-        before = self._view.result
-        for fact in facts:
-            self._view = apply(self._view, fact, task_id=self._view.id, version=self._view.version)
+        before, self._view = self._view.result, self._with(facts)
         if self._view.result is not before:
             self._result = None
         self._is_as_made = False
@@ -516,6 +531,7 @@ class Task:
     def _committed(self, ledger: str, state: TaskState, pending: Collection[TaskFact], history: History | None) -> None:
         """Take note that a ledger now has the task at `state`, these of the handle's facts included."""
         with self._lock:
+            before = self._view.result
             self._recorded = state
             self._ledger = ledger
             self._seen[ledger] = state.version
@@ -530,10 +546,14 @@ class Task:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)
                 except TransitionError:  # it came while the end was being recorded, and can't follow that any more
                     self._pending.remove(fact)
+            if not _is_same_ending(before, self._view.result):
+                self._result = None
 
     def _ended(self, result: TaskResult) -> None:
         """Take the very result that `execute` returns: unlike what is recorded, it has everything."""
         with self._lock:
+            if not _is_same_ending(self._view.result, result):
+                return  # somebody cancelled it meanwhile
             self._result = result
             if self._view.error_length is not None:
                 self._view = evolve(self._view, error=result.error, error_length=None)
@@ -551,6 +571,12 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task(id={self.id!r}, title={self.title!r}, status={self.status})"
+
+
+def _is_same_ending(one: ResultState | TaskResult | None, other: ResultState | TaskResult | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.status, one.finished_at) == (other.status, other.finished_at)
 
 
 def _created(state: TaskState) -> TaskCreated:

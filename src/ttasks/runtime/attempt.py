@@ -107,7 +107,7 @@ class Attempt:
 
     def next(self) -> Attempt:
         """Return the attempt that retries this one."""
-        return Attempt(
+        following = Attempt(
             self.task,
             self._upstream,
             self._handler,
@@ -117,6 +117,9 @@ class Attempt:
             retry=self.retry + 1,
             run=self.run,
         )
+        # Whoever asks one of them to end means the work, whichever attempt it is at by then.
+        following._cancel_asked, following._stop_asked = self._cancel_asked, self._stop_asked
+        return following
 
     def start_fact(self) -> TaskStarted:
         """Return what is recorded before the handler is entered: all that resuming needs."""
@@ -152,7 +155,10 @@ class Attempt:
             value = self._handler(self.context)
         except BaseException as raised:  # noqa: BLE001 - it is recorded, and raised again by whoever executes
             error = raised
-        self.ending = self._ending(value, error)
+        try:
+            self.ending = self._ending(value, error)
+        except Exception as odd:  # noqa: BLE001 - what the handler returned or raised can't be described
+            self.ending = self._failed(TaskExecutionError(f"what the handler gave can't be described: {odd!r}"))
 
     @property
     def fact(self) -> AttemptEnd:
@@ -170,6 +176,12 @@ class Attempt:
     def error(self) -> BaseException | None:
         """The exception that is raised; None after success."""
         return self.ending.error if self.ending is not None else None
+
+    def raise_instead(self, error: Exception) -> None:
+        """Let whoever executes get `error`, caused by what the attempt failed with."""
+        assert self.ending is not None
+        error.__cause__ = self.ending.error
+        self.ending = replace(self.ending, error=error)
 
     def cancel_ending(self) -> None:
         """Turn the end into a cancel: one was asked for before the end could be recorded."""
@@ -201,15 +213,15 @@ class Attempt:
         fact = TaskSucceeded(
             **self._span(),
             **_printed_error(stderr),
-            returncode=completed.returncode if completed is not None else None,
-            output=value if isinstance(value, str) else None,
+            returncode=_code(completed),
+            output=str(value) if isinstance(value, str) else None,
         )
         return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, value), None)
 
     def _failed(self, error: BaseException) -> Ending:
         completed = getattr(error, "completed", None)
         completed = completed if isinstance(completed, subprocess.CompletedProcess) else None
-        text = str(error) or type(error).__name__
+        text = words(error) or type(error).__name__
         reason = TerminationReason.HANDLER
         if isinstance(error, TaskTimeoutError):
             reason = TerminationReason.TIMEOUT
@@ -221,7 +233,7 @@ class Attempt:
             **self._span(),
             **(_printed_error(text) if was_printed else {"error": text}),
             exception=qualified_name(type(error)),
-            returncode=completed.returncode if completed is not None else None,
+            returncode=_code(completed),
             reason=reason.value,
         )
         output = _text(completed.stdout) if completed is not None else ""
@@ -231,13 +243,13 @@ class Attempt:
         """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
         source = getattr(error, "completed", None) or value
         completed = source if isinstance(source, subprocess.CompletedProcess) else None
-        text = (str(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
+        text = (words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
         self._note_printed(completed)
         fact = TaskCancelledFact(
             **self._span(),
             error=text,
             exception=qualified_name(type(error)) if error is not None else None,
-            returncode=completed.returncode if completed is not None else None,
+            returncode=_code(completed),
             reason=TerminationReason.CANCELLED.value,
         )
         output = _text(completed.stdout) if completed is not None else ""
@@ -347,7 +359,7 @@ class Attempt:
         """Wait `delay_s` seconds; return False as soon as it is cancelled or stopped."""
         woken = threading.Event()
         self.on_cancel(woken.set)
-        woken.wait(min(delay_s, threading.TIMEOUT_MAX))
+        clock.wait(woken, delay_s)
         return not self.is_cancelled and not self.is_stopped
 
     # --- what its handler reports ------------------------------------------------------------------------------------
@@ -408,6 +420,19 @@ class Attempt:
                 progress_message=message,
             )
         )
+
+
+def words(error: BaseException) -> str:
+    """Return the text of an error, also of one that can't say it."""
+    try:
+        return str(error)
+    except Exception as odd:  # noqa: BLE001 - an error without words is still an error
+        return f"{type(error).__name__}, which has no text: {odd!r}"
+
+
+def _code(completed: subprocess.CompletedProcess[Any] | None) -> int | None:
+    code = completed.returncode if completed is not None else None
+    return code if isinstance(code, int) and abs(code) < 2**63 else None
 
 
 def _text(value: object) -> str:

@@ -74,6 +74,10 @@ class TaskExecutor:
         self._lock = threading.Lock()
         self._live: dict[str, Attempt] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._submitted: set[Future[TaskResult]] = set()
+        self._workers: set[int] = set()
+        self._waiting_workers: set[int] = set()
+        self._drained = threading.Event()
         self._is_shutdown = False
         self._persistence_errors: list[tuple[str, Exception]] = []
         self._graph_persistence_errors: list[tuple[str, Exception]] = []
@@ -265,7 +269,13 @@ class TaskExecutor:
         policy, error = attempt.policy, attempt.error
         if not isinstance(attempt.fact, TaskFailed) or attempt.retry + 1 >= policy.max_attempts:
             return None
-        if not isinstance(error, Exception) or not policy.allows(error):
+        if not isinstance(error, Exception):
+            return None
+        try:
+            if not policy.allows(error):
+                return None
+        except Exception as broken:  # noqa: BLE001 - the attempt failed all the same; whoever executes hears of both
+            attempt.raise_instead(broken)
             return None
         return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries
 
@@ -410,18 +420,16 @@ class TaskExecutor:
                 return
             try:
                 self._cancel_unstarted(task, before)
-            except StreamConflictError:
-                if task.id not in self._live:
+            except TransitionError:
+                if task.status is before:
                     raise
-                continue  # it was started just now
+                continue  # it was started, or ended, just now
             return
 
     def _cancel_live(self, task: Task) -> bool:
         attempt = self._live.get(task.id)
-        if attempt is None:
+        if attempt is None or not attempt.task._request_cancel():
             return False
-        if attempt.task._view.is_owned:
-            attempt.task.cancel()
         attempt.ask_cancel()
         return True
 
@@ -477,17 +485,38 @@ class TaskExecutor:
                 raise RuntimeError("executor is shut down")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="ttasks")
-            pool = self._pool
-        future = pool.submit(self._execute_queued, task, dict(upstream or {}), retry_policy)
-        future.add_done_callback(lambda done: self.cancel(task) if done.cancelled() else None)
+            future = self._pool.submit(self._execute_queued, task, dict(upstream or {}), retry_policy)
+            self._submitted.add(future)
+        future.add_done_callback(lambda done: self._done(done, task))
         return future
 
+    def _done(self, future: Future[TaskResult], task: Task) -> None:
+        try:
+            if future.cancelled():
+                self.cancel(task)
+        finally:
+            with self._lock:
+                self._submitted.discard(future)
+                self._look_whether_drained()
+
+    def _look_whether_drained(self) -> None:
+        """Let those go that wait in `shutdown` once only workers are left that wait there too. The lock is held."""
+        if self._is_shutdown and self._pool is not None:
+            waiting = len(self._waiting_workers)
+            if len(self._submitted) <= waiting or waiting >= self._pool._max_workers:
+                self._drained.set()
+
     def _execute_queued(self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None) -> TaskResult:
-        if task.is_cancelled:
-            raise errors.TaskCancelled(f"Task '{task.id}' was cancelled")
-        if retry_policy is None:
-            return self.execute(task, upstream)
-        return self.execute(task, upstream, retry_policy=retry_policy)
+        worker = threading.get_ident()
+        self._workers.add(worker)
+        try:
+            if task.is_cancelled:
+                raise errors.TaskCancelled(f"Task '{task.id}' was cancelled")
+            if retry_policy is None:
+                return self.execute(task, upstream)
+            return self.execute(task, upstream, retry_policy=retry_policy)
+        finally:
+            self._workers.discard(worker)
 
     def run_graph(self, graph: TaskGraph, max_workers: int = 4) -> TaskGraph:
         """Run a graph; see `TaskGraph.run`."""
@@ -498,11 +527,19 @@ class TaskExecutor:
 
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
+        worker = threading.get_ident()
         with self._lock:
             self._is_shutdown = True
             pool = self._pool
-        if pool is not None:
-            pool.shutdown(wait=True)
+            if pool is None:
+                return
+            if worker in self._workers:  # its own work can't be waited for
+                self._waiting_workers.add(worker)
+            self._look_whether_drained()
+        pool.shutdown(wait=False)
+        clock.wait(self._drained)
+        if worker not in self._workers:
+            pool.shutdown(wait=True)  # the threads of a drained pool end at once
 
     def close(self) -> None:
         """The same as `shutdown`."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import AlreadyRunningError, LedgerError, LedgerUnwritableError, TtasksError
+from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TtasksError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     GraphCancelRequested,
@@ -22,13 +23,16 @@ from ttasks.events.status import RunStatus
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import qualified_name
 from ttasks.model.task import Task
-from ttasks.runtime.attempt import Attempt, RunRef
+from ttasks.runtime.attempt import Attempt, RunRef, words
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.state.planner import Consequences, Planner
 from ttasks.stores.recording import Entry
 
 STOP_WAIT_S: Final = 10.0
 """How long a second Ctrl-C waits for what runs: a process group has 5 s between SIGTERM and SIGKILL."""
+STOP_PAUSE_S: Final = 0.1
+INTERRUPTIONS_MAX: Final = 2
+"""After so many Ctrl-C the next one leaves at once, whatever still runs."""
 
 
 class GraphRun:
@@ -57,9 +61,11 @@ class GraphRun:
         self._is_direct = type(executor).execute is TaskExecutor.execute
         self._changed = threading.Condition()
         self._over = threading.Event()
+        self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: it is over
+        self._is_led = False
+        self._failure: BaseException | None = None
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
-        self._attempts: dict[str, Attempt] = {}
         self._is_cancelled = False
         self._is_stopped = False
         self._lost: LedgerUnwritableError | None = None
@@ -67,34 +73,57 @@ class GraphRun:
         self._run: RunRef | None = None
         self._position: int | None = None
 
-    # --- the run as a whole ------------------------------------------------------------------------------------------
+    # --- who waits, who leads --------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run until nothing can change any more; see `TaskGraph.run`."""
-        self._begin()
-        interruption: KeyboardInterrupt | None = None
-        workers = self._hire()
-        while True:
+        # Ctrl-C reaches the main thread, at any line of it. So the thread that calls only waits: whatever is recorded
+        # is recorded by others, whom no signal interrupts.
+        interruptions: list[BaseException] = []
+        while not self._over.is_set():
             try:
-                if interruption is not None and not self._is_cancelled:
-                    self._cancel("Ctrl-C")
-                self._wait()
-                break
-            except KeyboardInterrupt as pressed:
-                if interruption is not None:
-                    self._stop()
-                    self._close_as_interrupted("a second Ctrl-C")
+                if not self._is_led:
+                    threading.Thread(target=self._lead, name="ttasks-run", daemon=True).start()
+                if interruptions:
+                    self._pass_on(interruptions)
+                clock.wait(self._over)
+            except BaseException as interruption:
+                if len(interruptions) == INTERRUPTIONS_MAX:
                     raise
-                interruption = pressed
-            except BaseException as ending:
-                self._stop()
-                self._close_as_interrupted(f"ended by {ending!r}")
-                raise
-        for worker in workers:
-            worker.join()
-        self._finish()
-        if interruption is not None:
-            raise interruption
+                interruptions.append(interruption)
+        if self._failure is not None:
+            raise self._failure
+        if interruptions:
+            raise interruptions[-1]
+
+    def _pass_on(self, interruptions: Sequence[BaseException]) -> None:
+        """Have the run cancelled by one Ctrl-C, stopped at once by a second one or anything else."""
+        last = interruptions[-1]
+        if not isinstance(last, KeyboardInterrupt):
+            self._orders.put(lambda: self._stop(f"ended by {last!r}"))
+        elif len(interruptions) > 1:
+            self._orders.put(lambda: self._stop("a second Ctrl-C"))
+        else:
+            self._orders.put(lambda: self._cancel("Ctrl-C"))
+
+    def _lead(self) -> None:
+        with self._changed:
+            if self._is_led:  # Ctrl-C came while the thread that leads was started, and it was started again
+                return
+            self._is_led = True
+        try:
+            self._begin()
+            workers = self._hire()
+            while (order := self._orders.get()) is not None:
+                order()
+            if not self._is_stopped:
+                for worker in workers:
+                    worker.join()
+                self._finish()
+        except BaseException as error:  # noqa: BLE001 - it is raised by `run`
+            self._failure = error
+        finally:
+            self._over.set()
 
     def _begin(self) -> None:
         graph, ids = self._graph, list(self._members)
@@ -135,16 +164,13 @@ class GraphRun:
             self._wake()  # there may be nothing to do at all
         return workers
 
-    def _wait(self) -> None:
-        self._over.wait()
-
     def _wake(self) -> None:
-        """Wake as many workers as there is work for; all of them, and `run`, at the end. The lock is held."""
+        """Wake as many workers as there is work for; all of them, and who leads, at the end. The lock is held."""
         is_ending = self._lost is not None or self._broken is not None or self._is_stopped
         if is_ending or (self._planner.is_finished and not self._running):
             self._changed.notify_all()
             if not self._running:
-                self._over.set()
+                self._orders.put(None)
         elif self._ready:
             self._changed.notify(len(self._ready))
 
@@ -152,9 +178,7 @@ class GraphRun:
         if self._broken is not None:
             raise self._broken
         if self._lost is not None:
-            if self._run is not None:
-                why = f"the ledger was lost: {self._lost}"
-                self._graph._advance(GraphRunInterrupted(self._run.run, why, self._recorded_errors()))
+            self._keep_as_interrupted(self._lost)
             raise self._lost
         outcome = RunStatus.SUCCEEDED if self._graph.ok else RunStatus.FAILED
         if self._is_cancelled:
@@ -162,13 +186,24 @@ class GraphRun:
         self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors()))
         self._executor._keep_graph(self._graph)
 
-    def _close(self, fact: Callable[[int], GraphFact]) -> None:
+    def _keep_as_interrupted(self, lost: LedgerUnwritableError) -> None:
+        """Keep the end of the run as pending: whoever saves the graph next records it."""
         if self._run is not None:
+            why = f"the ledger was lost: {lost}"
+            self._graph._advance(GraphRunInterrupted(self._run.run, why, self._recorded_errors()))
+
+    def _close(self, fact: Callable[[int], GraphFact]) -> None:
+        if self._run is None:
+            return
+        try:
             self._record(Entry(self._graph, [fact(self._run.run)], cause=self._position))
+        except LedgerUnwritableError as lost:
+            self._keep_as_interrupted(lost)
+            raise
 
     def _recorded_errors(self) -> dict[str, dict[str, str]]:
         return {
-            task_id: {"type": qualified_name(type(error)), "text": str(error)}
+            task_id: {"type": qualified_name(type(error)), "text": words(error)}
             for task_id, error in self._graph._errors.items()
         }
 
@@ -189,25 +224,37 @@ class GraphRun:
             running = [task for task in self._running if not self._members[task].is_finally]
             self._wake()
         for task_id in running:
-            self._executor.cancel(self._tasks[task_id])
+            try:
+                self._executor.cancel(self._tasks[task_id])
+            except LedgerUnwritableError as lost:
+                self._lose(lost)
+            except StreamConflictError:  # by another handle, or process: its own attempt here will find out
+                continue
 
-    def _stop(self) -> None:
+    def _stop(self, why: str) -> None:
         """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed (SPEC §2.7)."""
         with self._changed:
             self._is_stopped = True
-            attempts = list(self._attempts.values())
             self._wake()
-        for attempt in attempts:
-            attempt.stop()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running, STOP_WAIT_S)
-            stuck = [attempt for attempt in self._attempts.values() if not attempt.is_settled]
-        for attempt in stuck:  # its handler does not end; what it does later changes nothing any more
+        deadline_s = clock.monotonic_s() + STOP_WAIT_S
+        while self._running and clock.monotonic_s() < deadline_s:
+            for attempt in self._live_attempts():  # again and again: one may have been about to start
+                attempt.stop()
+            with self._changed:
+                self._changed.wait_for(lambda: not self._running, STOP_PAUSE_S)
+        for attempt in self._live_attempts():  # its handler does not end; what it does later changes nothing any more
             attempt.abandon()
-            self._executor._settle(attempt)
-
-    def _close_as_interrupted(self, why: str) -> None:
+            try:
+                self._executor._settle(attempt)
+            except LedgerUnwritableError as lost:
+                self._lose(lost)
         self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
+        self._orders.put(None)
+
+    def _live_attempts(self) -> list[Attempt]:
+        with self._changed:
+            live = [self._executor._live.get(task_id) for task_id in self._running]
+        return [attempt for attempt in live if attempt is not None and not attempt.is_settled]
 
     # --- the workers -------------------------------------------------------------------------------------------------
 
@@ -255,10 +302,7 @@ class GraphRun:
 
     def _attempt(self, task_id: str) -> Attempt:
         policy = self._graph._policies.get(task_id)
-        attempt = self._executor._attempt(self._tasks[task_id], self._upstream(task_id), policy, self._run)
-        with self._changed:
-            self._attempts[task_id] = attempt
-        return attempt
+        return self._executor._attempt(self._tasks[task_id], self._upstream(task_id), policy, self._run)
 
     def _start(self, task_id: str) -> Attempt | None:
         """Start a task that was taken; None where it could not be, which is settled here."""
@@ -322,7 +366,6 @@ class GraphRun:
 
     def _return(self, task_id: str) -> None:
         with self._changed:
-            self._attempts.pop(task_id, None)
             self._running.discard(task_id)
             self._ready.extendleft(self._planner.take_back(task_id).ready)
             self._wake()
@@ -346,7 +389,6 @@ class GraphRun:
     def _settle(self, task_id: str, error: BaseException | None) -> None:
         """A task is through in this run: block what can't run any more, and let start what now can."""
         with self._changed:
-            self._attempts.pop(task_id, None)
             if error is not None:
                 self._graph._errors[task_id] = error
             consequences = self._planner.settle(task_id, succeeded=self._tasks[task_id].is_succeeded)
@@ -364,21 +406,24 @@ class GraphRun:
             self._executor._block(blocked, self._position)
         except LedgerUnwritableError as lost:
             self._lose(lost)
-        except LedgerError:
+        except TtasksError:
             for task, parent in blocked:  # one of them has changed: the others are blocked all the same
-                try:
-                    self._executor._block([(task, parent)], self._position)
-                except LedgerUnwritableError as lost:
-                    self._lose(lost)
-                except TtasksError as refusal:
-                    with self._changed:
-                        self._graph._errors[task.id] = refusal
+                self._block_one(task, parent)
+
+    def _block_one(self, task: Task, parent: str) -> None:
+        try:
+            self._executor._block([(task, parent)], self._position)
+        except LedgerUnwritableError as lost:
+            self._lose(lost)
+        except TtasksError as refusal:
+            if not task.is_cancelled:
+                with self._changed:
+                    self._graph._errors[task.id] = refusal
 
     def _lose(self, lost: LedgerUnwritableError, *task_ids: str) -> None:
         """The ledger is lost: nothing more is started."""
         with self._changed:
             self._lost = self._lost or lost
             for task_id in task_ids:
-                self._attempts.pop(task_id, None)
                 self._running.discard(task_id)
             self._wake()

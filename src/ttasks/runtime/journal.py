@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -68,10 +69,20 @@ class LooseJournal:
         return None
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
-        """Let the handles show the facts."""
-        for entry in entries:
-            if isinstance(entry.handle, Task):
-                entry.handle._advance([fact for fact in entry.facts if isinstance(fact, TaskFact)])
+        """Let the handles show the facts, all of them or none."""
+        wanted = [
+            (entry.handle, [fact for fact in entry.facts if isinstance(fact, TaskFact)])
+            for entry in entries
+            if isinstance(entry.handle, Task)
+        ]
+        with contextlib.ExitStack() as held:
+            # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
+            for task, _ in sorted(wanted, key=lambda item: item[0].id):
+                held.enter_context(task._lock)
+            for task, facts in wanted:
+                task._with(facts)
+            for task, facts in wanted:
+                task._advance(facts)
         return [[] for _ in entries]
 
     def keep(self, task: Task) -> Exception | None:

@@ -65,21 +65,7 @@ def apply(state: GraphState | None, fact: f.Fact | OpaqueEvent, *, graph_id: str
         DamagedLedgerError: it has no place in a graph's stream, or not there.
     """
     if isinstance(fact, f.GraphCreated):
-        if state is not None and not state.is_deleted:
-            raise TransitionError(f"graph {graph_id} exists already")
-        runs = state.runs if state is not None else 0
-        members = {member.task: member for member in fact.members}
-        return GraphState(
-            graph_id,
-            fact.title,
-            fact.created_at,
-            members,
-            fact.source,
-            fact.max_workers,
-            fact.derived_from,
-            version,
-            runs,
-        )
+        return _created(state, fact, graph_id, version)
     if state is None:
         raise DamagedLedgerError(f"{type(fact).__name__} can't be event {version} of graph {graph_id}")
     match fact:
@@ -120,6 +106,31 @@ def apply(state: GraphState | None, fact: f.Fact | OpaqueEvent, *, graph_id: str
         case f.GraphDeleted():
             return evolve(state, version=version, is_deleted=True)
     raise DamagedLedgerError(f"{type(fact).__name__} can't be event {version} of graph {graph_id}")
+
+
+def _created(state: GraphState | None, fact: f.GraphCreated, graph_id: str, version: int) -> GraphState:
+    if state is not None and not state.is_deleted:
+        raise TransitionError(f"graph {graph_id} exists already")
+    new = GraphState(
+        id=graph_id,
+        title=fact.title,
+        created_at=fact.created_at,
+        members={member.task: member for member in fact.members},
+        source=fact.source,
+        max_workers=fact.max_workers,
+        derived_from=fact.derived_from,
+        version=version,
+    )
+    if state is None:
+        return new
+    # It was deleted and comes back: what its runs came to is still so.
+    return evolve(
+        new,
+        runs=state.runs,
+        run_status=state.run_status,
+        cancel_requested_by=state.cancel_requested_by,
+        errors=state.errors,
+    )
 
 
 def _check_run(state: GraphState, run: int, expected: RunStatus, what: str) -> None:

@@ -137,6 +137,8 @@ def _revised(state: TaskState, fact: f.TaskRevised) -> Changes:
 
 
 def _started(state: TaskState, fact: f.TaskStarted) -> Changes:
+    if fact.attempt is not None and fact.attempt != state.attempts + 1:
+        raise TransitionError(f"attempt {fact.attempt} of task {state.id} can't start: {state.attempts} were started")
     return {
         "status": next_status(state.status, f.TaskStarted),
         "attempts": fact.attempt if fact.attempt is not None else state.attempts,
@@ -152,6 +154,10 @@ def _started(state: TaskState, fact: f.TaskStarted) -> Changes:
     }
 
 
+def _running(state: TaskState) -> str:
+    return f"attempt {state.running_attempt}" if state.running_attempt is not None else "none"
+
+
 def _speaks_of_its_result_only(state: TaskState, fact: f.AttemptEnd) -> bool:
     """True for the error of a cancel that somebody asked for: the task keeps the one it had (SPEC §2.2)."""
     was_asked = state.cancel_requested_by is not None
@@ -161,6 +167,9 @@ def _speaks_of_its_result_only(state: TaskState, fact: f.AttemptEnd) -> bool:
 
 def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
     status = next_status(state.status, type(fact))
+    if fact.attempt != state.running_attempt:
+        what = f"attempt {fact.attempt}" if fact.attempt is not None else "no attempt"
+        raise TransitionError(f"{what} of task {state.id} can end: {_running(state)} runs")
     changes: Changes = {
         "status": status,
         "running_attempt": None,

@@ -136,13 +136,7 @@ class LedgerTasks(TaskCollection):
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         log = self._store._writable()
-        state = log.readers.task(task.id)
-        if state is not None and state.is_deleted:
-            proposal = task._reimport(state.version)
-            (back,) = log.append(Batch(f"task-{task.id}", proposal.facts, state.version))
-            task._committed(log.ledger, back.state, proposal.pending, log.readers)
-        else:
-            record(log, [Entry(task)])
+        record(log, [Entry(task, deleted=log.readers.deleted("tasks", [task.id]).get(task.id))])
 
     def cancel(self, task_id: str) -> None:
         """Cancel the task, or ask whoever runs it to; nothing for one that is over.
@@ -201,7 +195,7 @@ class LedgerGraphs(GraphCollection):
         return self._store._readers.count("graphs")
 
     def save(self, graph: TaskGraph) -> None:
-        """Record what is pending of `graph` and its tasks, in one commit.
+        """Record what is pending of `graph` and its tasks, in one commit; those that were deleted come back.
 
         Raises:
             TypeError: it is no TaskGraph.
@@ -212,7 +206,12 @@ class LedgerGraphs(GraphCollection):
         if not isinstance(graph, TaskGraph):
             raise TypeError(f"graph must be a TaskGraph, got {type(graph).__name__}")
         graph._check()
-        record(self._store._writable(), [*(Entry(task) for task in graph), Entry(graph)])
+        log = self._store._writable()
+        tasks = list(graph)
+        deleted = log.readers.deleted("tasks", [task.id for task in tasks])
+        deleted |= log.readers.deleted("graphs", [graph.id])
+        entries = [Entry(task, deleted=deleted.get(task.id)) for task in tasks]
+        record(log, [*entries, Entry(graph, deleted=deleted.get(graph.id))])
 
 
 class SQLiteStore(LedgerStore):

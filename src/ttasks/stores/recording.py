@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ttasks.events.envelope import RecordedEvent
-from ttasks.events.facts import Fact
+from ttasks.events.facts import Fact, TaskCancelRequested
 from ttasks.log.event_log import EventLog
 from ttasks.log.transaction import Batch, Owned
 from ttasks.model.graph import GraphProposal, TaskGraph
@@ -17,14 +19,16 @@ from ttasks.model.task import Proposal, Task
 class Entry:
     """What to record of one handle: its pending facts, then `facts`.
 
-    `expected` replaces what the handle itself expects of its stream: `Owned` for an attempt's own facts. `cause` is a
-    position, or an earlier entry of the same recording.
+    `owned` replaces what the handle itself expects of its stream, for an attempt's own facts. `cause` is a position, or
+    an earlier entry of the same recording. `deleted` is the version at which its stream ends with its deletion: it
+    comes back, whatever the handle has seen.
     """
 
     handle: Task | TaskGraph
     facts: Sequence[Fact] = ()
     owned: Owned | None = None
     cause: int | Entry | None = None
+    deleted: int | None = None
 
 
 def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
@@ -36,11 +40,22 @@ def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]
     Raises:
         StreamConflictError, TransitionError, LedgerUnwritableError: as `EventLog.append`. Nothing was written.
     """
+    if len(entries) == 1:
+        with entries[0].handle._recording:
+            return _record(log, entries)
+    with contextlib.ExitStack() as held:
+        # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
+        for handle in sorted((entry.handle for entry in entries), key=attrgetter("id")):
+            held.enter_context(handle._recording)
+        return _record(log, entries)
+
+
+def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
     batches: list[Batch] = []
     of_entry: dict[int, Batch] = {}
     proposals: list[tuple[Entry, Proposal | GraphProposal, Batch | None]] = []
     for entry in entries:
-        proposal = entry.handle._proposal(log.ledger)
+        proposal = _proposal(entry, log.ledger)
         batch = _batch(entry, proposal, of_entry)
         if batch.facts:
             batches.append(batch)
@@ -60,10 +75,18 @@ def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]
     return events
 
 
+def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
+    if entry.deleted is not None:
+        return entry.handle._reimport(entry.deleted)
+    return entry.handle._proposal(ledger)
+
+
 def _batch(entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch]) -> Batch:
     kind = "task" if isinstance(entry.handle, Task) else "graph"
     cause = of_entry.get(id(entry.cause)) if isinstance(entry.cause, Entry) else entry.cause
-    expected: int | Owned = entry.owned if entry.owned is not None else proposal.expected
+    expected: int | Owned | None = entry.owned if entry.owned is not None else proposal.expected
+    if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
+        expected = None  # a request conflicts with nothing
     return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause)
 
 

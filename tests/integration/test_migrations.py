@@ -1,0 +1,335 @@
+"""Making a ledger, knowing one from any other file, and bringing its schema up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from strategies import created
+from ttasks.errors import LedgerUnwritableError, NotALedgerError
+from ttasks.log import files
+from ttasks.log.event_log import EventLog
+from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate, statements
+from ttasks.log.reading import Readers
+from ttasks.log.transaction import Batch
+from ttasks.log.verify import verify
+
+pytestmark = pytest.mark.usefixtures("outside_git")
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from ttasks.events.facts import TaskCreated
+from ttasks.events.status import OnInterrupted, TaskType
+from ttasks.log.event_log import EventLog
+from ttasks.log.transaction import Batch
+
+print("ready", flush=True)
+sys.stdin.readline()
+log = EventLog.open(Path(sys.argv[1]))
+name = sys.argv[2]
+fact = TaskCreated(name, name, TaskType.BASH, "", "", datetime.now(UTC), OnInterrupted.RERUN)
+log.append(Batch(f"task-{name}", [fact], 0))
+print(log.ledger)
+log.close()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with nothing in it."""
+    made = tmp_path / "ledgers"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    return folder / "ledger.db"
+
+
+def make(path: Path, *titles: str) -> None:
+    with closing(EventLog.open(path)) as log:
+        for title in titles:
+            log.append(Batch(f"task-{title}", [created(title)], 0))
+
+
+def pragma(path: Path, name: str) -> object:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+# --- making one -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_ledger_is_at_the_current_schema(path: Path) -> None:
+    make(path)
+
+    assert pragma(path, "user_version") == SCHEMA_VERSION
+    assert pragma(path, "application_id") == APPLICATION_ID
+    assert pragma(path, "journal_mode") == "wal"
+
+
+def test_the_current_schema_is_the_number_of_the_newest_migration() -> None:
+    scripts = sorted(file.name for file in (ROOT / "migrations").glob("*.sql"))
+
+    assert [int(name[:4]) for name in scripts] == list(range(1, SCHEMA_VERSION + 1))
+
+
+def test_a_new_ledger_is_one_file_beside_its_lock(path: Path) -> None:
+    make(path, "a")
+
+    assert set(everything_in(path.parent)) == {"ledger.db", "ledger.db-lock"}
+
+
+def test_the_folders_above_a_new_ledger_are_made(folder: Path) -> None:
+    make(folder / "a" / "b" / "ledger.db")
+
+    assert (folder / "a" / "b" / "ledger.db").is_file()
+
+
+def test_an_empty_file_becomes_a_ledger(path: Path) -> None:
+    path.touch()
+
+    make(path, "a")
+
+    assert verify(Readers.open(path)).is_clean
+
+
+def test_a_ledger_in_memory_has_the_same_schema_as_one_in_a_file(path: Path) -> None:
+    make(path)
+    schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
+
+    with closing(sqlite3.connect(path)) as in_file, closing(files.open_writer(None, durability="full")) as in_memory:
+        assert in_file.execute(schema).fetchall() == in_memory.execute(schema).fetchall()
+
+
+def test_opening_again_changes_no_byte_of_the_schema(path: Path) -> None:
+    make(path, "a")
+    before = path.read_bytes()
+
+    make(path)
+
+    assert path.read_bytes() == before
+
+
+def test_a_crash_while_a_ledger_was_made_leaves_nothing_that_harms(path: Path) -> None:
+    for name in ("ledger.db-new", "ledger.db-new-journal", "ledger.db-new-wal", "ledger.db-new-shm"):
+        path.with_name(name).write_bytes(b"half of something" * 100)
+
+    make(path, "a")
+
+    assert verify(Readers.open(path)).is_clean
+    assert not path.with_name("ledger.db-new").exists()
+
+
+def test_an_unfinished_ledger_is_never_taken_for_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(files, "upgrade", crash)
+        with pytest.raises(KeyboardInterrupt):
+            EventLog.open(path)
+    assert not path.exists()
+
+    make(path, "a")
+    assert verify(Readers.open(path)).is_clean
+
+
+def test_a_place_where_no_ledger_can_be_is_said_so(folder: Path) -> None:
+    (folder / "file").touch()
+
+    with pytest.raises(LedgerUnwritableError, match="can't be"):
+        EventLog.open(folder / "file" / "ledger.db")
+
+
+# --- what is loaded for it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("is_there", "loaded"), [(True, "False"), (False, "True")])
+def test_sqlite_utils_is_only_imported_where_the_schema_is_not_current(path: Path, is_there: bool, loaded: str) -> None:
+    if is_there:
+        make(path)
+
+    program = (
+        "import sys; from pathlib import Path; from ttasks.log.event_log import EventLog; "
+        "EventLog.open(Path(sys.argv[1])); print('sqlite_utils' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+
+    assert said.stdout.strip() == loaded
+
+
+# --- what is no ledger ----------------------------------------------------------------------------------------------
+
+
+def newer(path: Path) -> None:
+    """Make a ledger of a newer ttasks."""
+    make(path, "a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def foreign(path: Path) -> None:
+    """Make a SQLite database of another program."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE events (position INTEGER PRIMARY KEY, data TEXT)")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "a ledger of a newer ttasks": newer,
+    "a database of another program": foreign,
+    "a text": lambda path: path.write_text("title: a workflow, not a ledger\n"),
+    "a long text": lambda path: path.write_text("a workflow, not a ledger\n" * 1000),
+    "one byte": lambda path: path.write_bytes(b"\0"),
+    "half a header": lambda path: path.write_bytes(b"SQLite format 3\0\x10"),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.fixture(params=STRANGERS)
+def stranger(request: pytest.FixtureRequest, path: Path) -> Iterator[Path]:
+    STRANGERS[request.param](path)
+    path.with_name("ledger.db-lock").unlink(missing_ok=True)
+    yield path
+
+
+@pytest.mark.parametrize("opens", [EventLog.open, Readers.open], ids=["to write", "to read"])
+def test_a_file_that_is_no_ledger_is_refused_and_left_untouched(
+    stranger: Path, opens: Callable[[Path], object]
+) -> None:
+    before = everything_in(stranger.parent)
+
+    with pytest.raises(NotALedgerError, match="schema_version") as refusal:
+        opens(stranger)
+
+    assert isinstance(refusal.value, RuntimeError)
+    assert str(stranger) in str(refusal.value)
+    assert everything_in(stranger.parent) == before
+
+
+def test_of_a_newer_ledger_both_versions_are_named(path: Path) -> None:
+    newer(path)
+
+    expected = f"has schema_version {SCHEMA_VERSION + 1}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it"
+    with pytest.raises(NotALedgerError, match=expected):
+        EventLog.open(path)
+
+
+def test_where_there_is_no_ledger_none_is_read_and_none_is_made(path: Path) -> None:
+    with pytest.raises(NotALedgerError, match="there is no ledger at"):
+        Readers.open(path)
+
+    assert everything_in(path.parent) == {}
+
+
+def test_an_older_ledger_is_not_read_until_it_is_migrated(path: Path) -> None:
+    make(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 0")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    with pytest.raises(NotALedgerError, match="has schema_version 0"):
+        Readers.open(path)
+
+
+# --- migrating ------------------------------------------------------------------------------------------------------
+
+
+def test_an_older_ledger_is_brought_up_to_date_on_opening_and_loses_nothing(path: Path) -> None:
+    make(path, "a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 0")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    make(path, "b")
+
+    assert pragma(path, "user_version") == SCHEMA_VERSION
+    readers = Readers.open(path)
+    assert [task.title for task in readers.tasks()] == ["a", "b"]
+    assert verify(readers).is_clean
+
+
+def test_migrating_twice_is_migrating_once() -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
+        files.upgrade(connection)
+        once = connection.execute(schema).fetchall()
+
+        files.upgrade(connection)
+
+        assert connection.execute(schema).fetchall() == once
+
+
+def test_a_migration_that_fails_leaves_the_schema_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        migrate(connection)
+        raise sqlite3.OperationalError("disk full")
+
+    monkeypatch.setattr(files, "migrate", half)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="disk full"):
+            files.upgrade(connection)
+
+        assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+def test_a_script_is_cut_into_its_statements_and_triggers_stay_whole() -> None:
+    script = "-- a; comment\nCREATE TABLE a (b);\nCREATE TRIGGER t BEFORE DELETE ON a\nBEGIN SELECT 1; SELECT 2; END;\n"
+
+    assert [statement.split()[-1] for statement in statements(script)] == ["(b);", "END;"]
+
+
+def test_a_script_that_ends_inside_a_statement_is_refused() -> None:
+    with pytest.raises(ValueError, match="ends inside a statement"):
+        list(statements("CREATE TABLE a (b);\nCREATE TABLE c ("))
+
+
+def test_a_script_may_end_with_a_comment() -> None:
+    assert list(statements("CREATE TABLE a (b);\n-- done\n\n")) == ["CREATE TABLE a (b);"]
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+
+def test_eight_processes_that_open_one_new_path_at_once_share_one_ledger(path: Path) -> None:
+    waiting = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(path), str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(8)
+    ]  # fmt: skip
+    for process in waiting:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in waiting:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+    said = [process.communicate(timeout=60) for process in waiting]
+
+    assert [error for _, error in said] == [""] * 8
+    assert len({ledger for ledger, _ in said}) == 1
+    readers = Readers.open(path)
+    assert sorted(task.title for task in readers.tasks()) == [str(number) for number in range(8)]
+    assert len(list(readers.events(type="RunnerStarted"))) == 8
+    assert len(list(readers.events(type="LedgerCreated"))) == 1
+    assert verify(readers).is_clean
