@@ -273,6 +273,8 @@ class EventLog:
     def _group(self) -> list[_Request]:
         """Return the requests whose turn it is, oldest first."""
         with self._mutex:
+            if len(self._queue) == 1:
+                return list(self._queue)
             unsettled = (request for request in self._queue if not request.is_settled)
             waiting = list(islice(unsettled, GROUP_MAX))
         alone = next((place for place, request in enumerate(waiting) if request.goes_alone), len(waiting))
@@ -283,6 +285,10 @@ class EventLog:
         if request.is_settled and not request.leads:
             return
         with self._mutex:
+            if request.leads and len(self._queue) == 1 and self._queue[0] is request:
+                self._queue.clear()
+                request.leads = self._is_led = False
+                return
             settled = [other for other in self._queue if other.is_settled]
             self._queue = deque(other for other in self._queue if not other.is_settled and other is not request)
             for other in settled:

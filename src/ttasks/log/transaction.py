@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, StreamConflictError
 from ttasks.events.codec import decode, encode, iso
-from ttasks.events.envelope import RecordedEvent
+from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.projection import LEDGER_STREAM, StreamFold, TaskFold, load_fold
@@ -19,7 +19,7 @@ from ttasks.state.task import TaskState
 FOLDS_KEPT_MAX: Final = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Owned:
     """What facts of a running attempt expect: that this attempt still runs, or waits for its retry.
 
@@ -30,7 +30,7 @@ class Owned:
     knows_cancel: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Batch:
     """Facts for one stream, oldest first.
 
@@ -45,7 +45,7 @@ class Batch:
     cause: int | Batch | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Appended:
     """What became of a batch: its facts as recorded, and the state of its stream after them."""
 
@@ -57,7 +57,7 @@ Outcomes = list[list[Appended] | Exception]
 """For each request of a commit what was appended for it, or why it was refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Encoded:
     """A batch with its facts in the form that is stored, made before the lock is taken."""
 
@@ -232,8 +232,15 @@ class Transaction:
         )
         staged.hash = event_hash(staged.hash, columns)
         staged.rows.append((*columns, staged.hash))
-        event = RecordedEvent(
-            staged.position, stream, fold.version + 1, staged.recorded_at, runner, cause, fact, staged.hash
+        event = recorded_event(
+            position=staged.position,
+            stream=stream,
+            version=fold.version + 1,
+            recorded_at=staged.recorded_at,
+            runner=runner,
+            cause=cause,
+            fact=fact,
+            hash=staged.hash,
         )
         fold.apply(event)
         return event

@@ -63,6 +63,14 @@ class Ending:
     error: BaseException | None
 
 
+@dataclass(slots=True)
+class _Orders:
+    """What was asked of the attempts of one execution."""
+
+    is_cancelled: bool = False
+    is_stopped: bool = False
+
+
 class Attempt:
     """One attempt, from its start to its end. It is the port that its handler's context reports to."""
 
@@ -88,12 +96,11 @@ class Attempt:
         self._journal = journal
         self._bus = bus
         self._lock = threading.Lock()
-        self._cancel_asked = threading.Event()
-        self._stop_asked = threading.Event()
+        self._orders = _Orders()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
-        self._cutters = {"stdout": LineCutter(), "stderr": LineCutter()}
+        self._cutters: dict[str, LineCutter] = {}
         self._is_over = False
         self.is_settled = False
         self._pid: int | None = None
@@ -118,7 +125,7 @@ class Attempt:
             run=self.run,
         )
         # Whoever asks one of them to end means the work, whichever attempt it is at by then.
-        following._cancel_asked, following._stop_asked = self._cancel_asked, self._stop_asked
+        following._orders = self._orders
         return following
 
     def start_fact(self) -> TaskStarted:
@@ -193,11 +200,11 @@ class Attempt:
         ending = self.cancelled()
         fact = replace(ending.fact, attempt=None)
         self.ending = replace(ending, fact=fact)
-        self._cancel_asked.set()
+        self._orders.is_cancelled = True
         self.is_settled = False
 
     def _ending(self, value: Any, error: BaseException | None) -> Ending:
-        if self._stop_asked.is_set():
+        if self.is_stopped:
             return self._interrupted(error)
         if self.is_cancelled or isinstance(error, TaskCancelled | KeyboardInterrupt):
             return self.cancelled(error, value)
@@ -313,12 +320,12 @@ class Attempt:
     @property
     def is_cancelled(self) -> bool:
         """True once somebody asked for its cancel."""
-        return self._cancel_asked.is_set()
+        return self._orders.is_cancelled
 
     @property
     def is_stopped(self) -> bool:
         """True once its runner was told to stop at once."""
-        return self._stop_asked.is_set()
+        return self._orders.is_stopped
 
     @property
     def has_process(self) -> bool:
@@ -327,12 +334,12 @@ class Attempt:
 
     def ask_cancel(self) -> None:
         """Cancel: the context says so at once, and what it waits for ends."""
-        self._cancel_asked.set()
+        self._orders.is_cancelled = True
         self._call_enders()
 
     def stop(self) -> None:
         """Stop at once: what became of the work is then unknown."""
-        self._stop_asked.set()
+        self._orders.is_stopped = True
         self._call_enders()
 
     def abandon(self) -> None:
@@ -382,7 +389,10 @@ class Attempt:
         if self._buffer is not None:
             self._buffer.printed(stream, text)
         if self._bus.has_subscribers:
-            self._publish_lines(stream, self._cutters[stream].cut(text))
+            cutter = self._cutters.get(stream)
+            if cutter is None:
+                cutter = self._cutters[stream] = LineCutter()
+            self._publish_lines(stream, cutter.cut(text))
 
     def finished_printing(self) -> None:
         """Publish last lines that have no line end."""
