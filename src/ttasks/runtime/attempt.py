@@ -64,8 +64,8 @@ class Ending:
 
 
 @dataclass(slots=True)
-class _Orders:
-    """What was asked of the attempts of one execution."""
+class _Execution:
+    """What the attempts of one execution have in common: what was asked of them."""
 
     is_cancelled: bool = False
     is_stopped: bool = False
@@ -96,12 +96,13 @@ class Attempt:
         self._journal = journal
         self._bus = bus
         self._lock = threading.Lock()
-        self._orders = _Orders()
+        self.execution = _Execution()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
         self._cutters: dict[str, LineCutter] = {}
         self._is_over = False
+        self._unwritten: list[TaskFact] = []
         self.is_settled = False
         self._pid: int | None = None
         self.position: int | None = None
@@ -125,7 +126,7 @@ class Attempt:
             run=self.run,
         )
         # Whoever asks one of them to end means the work, whichever attempt it is at by then.
-        following._orders = self._orders
+        following.execution = self.execution
         return following
 
     def start_fact(self) -> TaskStarted:
@@ -184,23 +185,24 @@ class Attempt:
         """The exception that is raised; None after success."""
         return self.ending.error if self.ending is not None else None
 
-    def raise_instead(self, error: Exception) -> None:
+    def raise_instead(self, error: BaseException) -> None:
         """Let whoever executes get `error`, caused by what the attempt failed with."""
         assert self.ending is not None
-        error.__cause__ = self.ending.error
-        self.ending = replace(self.ending, error=error)
+        if self.ending.error is not error:
+            error.__cause__ = self.ending.error
+            self.ending = replace(self.ending, error=error)
 
     def cancel_ending(self) -> None:
         """Turn the end into a cancel: one was asked for before the end could be recorded."""
         self.ask_cancel()
         self.ending = self.cancelled(self.error, self.result.raw)
 
-    def end_waiting(self) -> None:
+    def end_waiting(self, interruption: BaseException | None = None) -> None:
         """End the wait for the retry of this attempt, whose own end is recorded, as cancelled."""
-        ending = self.cancelled()
+        ending = self.cancelled(interruption)
         fact = replace(ending.fact, attempt=None)
         self.ending = replace(ending, fact=fact)
-        self._orders.is_cancelled = True
+        self.execution.is_cancelled = True
         self.is_settled = False
 
     def _ending(self, value: Any, error: BaseException | None) -> Ending:
@@ -260,7 +262,8 @@ class Attempt:
             reason=TerminationReason.CANCELLED.value,
         )
         output = _text(completed.stdout) if completed is not None else ""
-        raised = error if isinstance(error, TaskCancelled | KeyboardInterrupt) else TaskCancelled(text)
+        is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
+        raised = error if is_kept and error is not None else TaskCancelled(text)
         if isinstance(raised, TaskCancelled) and not raised.args[0]:
             raised = TaskCancelled(text, completed)
         if raised is not error:
@@ -307,25 +310,31 @@ class Attempt:
                 self._printed.append(("stdout" if stream == "stdout" else "stderr", at, text))
 
     def unwritten(self) -> list[TaskFact]:
-        """Return the facts that the attempt's end takes along, oldest first."""
+        """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
         self._is_over = True
-        facts = self._buffer.take() if self._buffer is not None else []
+        if self._buffer is not None:
+            self._unwritten += self._buffer.take()
         if self._printed:
-            facts.append(TaskOutput(self.number, tuple(self._printed)))
+            self._unwritten.append(TaskOutput(self.number, tuple(self._printed)))
             self._printed = []
-        return facts
+        return list(self._unwritten)
+
+    def settled(self) -> None:
+        """Take note that its end is recorded, or kept by the handle."""
+        self.is_settled = True
+        self._unwritten.clear()
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
     @property
     def is_cancelled(self) -> bool:
         """True once somebody asked for its cancel."""
-        return self._orders.is_cancelled
+        return self.execution.is_cancelled
 
     @property
     def is_stopped(self) -> bool:
         """True once its runner was told to stop at once."""
-        return self._orders.is_stopped
+        return self.execution.is_stopped
 
     @property
     def has_process(self) -> bool:
@@ -334,12 +343,12 @@ class Attempt:
 
     def ask_cancel(self) -> None:
         """Cancel: the context says so at once, and what it waits for ends."""
-        self._orders.is_cancelled = True
+        self.execution.is_cancelled = True
         self._call_enders()
 
     def stop(self) -> None:
         """Stop at once: what became of the work is then unknown."""
-        self._orders.is_stopped = True
+        self.execution.is_stopped = True
         self._call_enders()
 
     def abandon(self) -> None:

@@ -156,9 +156,15 @@ class TaskExecutor:
             TaskCancelled: the task was cancelled. Whatever else the handler raised: the task failed.
         """
         attempt = self._attempt(task, upstream or {}, retry_policy)
-        self._start(attempt)
-        attempt = self._finish(attempt)
-        self._settle(attempt)
+        try:
+            self._start(attempt)
+            attempt = self._finish(attempt)
+            self._settle(attempt)
+        except Exception:
+            raise
+        except BaseException as interruption:
+            self._end_interrupted(attempt, interruption)
+            raise
         ending = attempt.ending
         assert ending is not None
         if ending.error is not None:
@@ -215,11 +221,12 @@ class TaskExecutor:
     def _start(self, attempt: Attempt, cause: int | None = None) -> None:
         """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
         owned = Owned(attempt.number - 1) if attempt.retry else None
-        self._live[attempt.task.id] = attempt
+        task = attempt.task
+        self._live[task.id] = attempt
         try:
-            (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
-        except BaseException:
-            self._live.pop(attempt.task.id, None)
+            (events,) = self._journal.record([Entry(task, [attempt.start_fact()], owned, cause)])
+        except Exception:
+            self._live.pop(task.id, None)
             raise
         self._started(attempt, _last(events))
 
@@ -279,6 +286,31 @@ class TaskExecutor:
             return None
         return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries
 
+    def _end_interrupted(self, attempt: Attempt, interruption: BaseException) -> None:
+        """Record how an execution ends that Ctrl-C cut short somewhere in this class, or in a subscriber."""
+        while True:
+            try:
+                live = self._live.get(attempt.task.id)
+                if live is None or live.execution is not attempt.execution:
+                    return  # it had not begun, or is over
+                events = self._journal.catch_up(live.task)
+                state = live.task._view
+                if state.running_attempt == live.number:
+                    live.ending = live.ending or live.cancelled(interruption)
+                elif state.is_owned:
+                    live.end_waiting(interruption)
+                else:
+                    if not live.is_settled and live.ending is not None:
+                        self._ended(live, TaskStatus.RUNNING, events, is_waiting=False)
+                    self._live.pop(live.task.id, None)
+                    return
+                self._settle(live)
+            except Exception:
+                raise
+            except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: what was begun is ended all the same
+                continue
+            return
+
     def _settle(self, attempt: Attempt, *more: TaskFact, follow: Attempt | None = None) -> bool:
         """Record how the attempt ended, and tell subscribers; return whether `follow` started in the same commit.
 
@@ -311,7 +343,7 @@ class TaskExecutor:
         except LedgerUnwritableError as lost:
             self._lose(attempt, facts, before, lost)
             raise
-        attempt.is_settled = True
+        attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
         if follow is not None and has_started_follow:
             self._started(follow, _last(events[1]))
@@ -348,7 +380,7 @@ class TaskExecutor:
         self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
     ) -> None:
         """The work ended as it ended, but the ledger can't be told: the handle shows it, and keeps it as pending."""
-        attempt.is_settled = True
+        attempt.settled()
         attempt.task._advance([*facts, attempt.fact])
         self._let_go(attempt)
         lost.result = attempt.result

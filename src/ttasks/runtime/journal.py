@@ -13,7 +13,7 @@ from ttasks.log.event_log import EventLog
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.stores.ledger import LedgerStore
-from ttasks.stores.recording import Entry
+from ttasks.stores.recording import Entry, catch_up
 
 
 class Journal(Protocol):
@@ -25,6 +25,9 @@ class Journal(Protocol):
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record the entries, all or none; return the events of each entry's own facts, none without a ledger."""
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:
+        """Let a handle show what was recorded of it when Ctrl-C came; return those events."""
 
     def keep(self, task: Task) -> Exception | None:
         """Give a user's own store the task at a lifecycle transition; return what that raised."""
@@ -47,6 +50,10 @@ class LedgerJournal:
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Append the entries."""
         return self._store._record(entries)
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:
+        """Read what the handle has not seen."""
+        return catch_up(self._store._writable(), task)
 
     def keep(self, task: Task) -> Exception | None:  # noqa: ARG002
         """Nothing: it is recorded already."""
@@ -84,6 +91,10 @@ class LooseJournal:
             for task, facts in wanted:
                 task._advance(facts)
         return [[] for _ in entries]
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:  # noqa: ARG002
+        """Nothing: the handle is all there is."""
+        return []
 
     def keep(self, task: Task) -> Exception | None:
         """Call ``store.tasks.save(task)``."""

@@ -95,3 +95,18 @@ def _tell(log: EventLog, handle: Task | TaskGraph, proposal: Proposal | GraphPro
         handle._committed(log.ledger, state, proposal.pending, log.readers)  # type: ignore[arg-type]
     elif isinstance(handle, TaskGraph) and isinstance(proposal, GraphProposal):
         handle._committed(log.ledger, state, proposal)  # type: ignore[arg-type]
+
+
+def catch_up(log: EventLog, task: Task) -> list[RecordedEvent]:
+    """Let the handle show what the ledger has of it, though nobody told it (Ctrl-C came in between).
+
+    Only for what this process alone may record: facts of its own attempt. Returns the events that the handle had not
+    seen, oldest first.
+    """
+    with task._recording:
+        seen, pending = task._seen.get(log.ledger, 0), tuple(task._pending)
+        events = [event for event in log.readers.events(stream=f"task-{task.id}") if event.version > seen]
+        state = log.readers.task(task.id) if events else None
+        if state is not None:
+            task._committed(log.ledger, state, pending, log.readers)
+        return events
