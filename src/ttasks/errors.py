@@ -126,6 +126,14 @@ class DamagedLedgerError(LedgerError):
     """What is stored is not what ttasks writes: an event that can't be decoded, or facts out of order."""
 
 
+def words(error: BaseException) -> str:
+    """Return the text of an error, also of one that can't say it."""
+    try:
+        return str(error)
+    except Exception as odd:  # noqa: BLE001 - an error without words is still an error
+        return f"{type(error).__name__}, which has no text: {odd!r}"
+
+
 for _error in list(vars().values()):
     if isinstance(_error, type) and issubclass(_error, TtasksError):
         _error.__module__ = "ttasks"  # as tracebacks name it, and the only place to import it from

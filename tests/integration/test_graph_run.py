@@ -925,7 +925,8 @@ graph = TaskGraph(title="g")
 executor = TaskExecutor(store)
 
 def hear(event):
-    print(event.type, event.task.title, (event.output_chunk or "").strip(), flush=True)
+    # In one piece: several threads print.
+    print(f"{event.type} {event.task.title} {(event.output_chunk or '').strip()}\\n", end="", flush=True)
 
 executor.events.subscribe(hear)
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ttasks import clock
+from ttasks.errors import AlreadyRunningError
 from ttasks.events.facts import GraphCreated, GraphFact, GraphRevised, Member, Source
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.model.retry import RetryPolicy
@@ -59,6 +60,7 @@ class TaskGraph:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
+        self._is_running = False
         self._recording = threading.RLock()
         self._tasks: dict[str, Task] = {}
         self._not_added: dict[str, Task] = {}
@@ -334,6 +336,17 @@ class TaskGraph:
         executor.run_graph(self, max_workers)
         return self
 
+    def _enter_run(self) -> None:
+        """Take note that it runs. AlreadyRunningError: it does already, here."""
+        with self._lock:
+            if self._is_running:
+                raise AlreadyRunningError(f"graph '{self._title}' ({self._id}) is running already. Nothing was written")
+            self._is_running = True
+
+    def _leave_run(self) -> None:
+        with self._lock:
+            self._is_running = False
+
     def _check(self) -> None:
         """Refuse a graph that can't be run: see `run`."""
         check(self._members, {task_id: task.title or task_id for task_id, task in self._tasks.items()})
@@ -349,17 +362,21 @@ class TaskGraph:
                 kept = tuple(self._kept)
                 revised = (GraphRevised(changed, title),) if changed or title is not None else ()
                 return GraphProposal((*revised, *kept), seen, changed, title, kept)
+            dropped = tuple(self._kept)  # of runs that this ledger knows nothing of
             if not seen:
-                return self._reimport(0)
-            return GraphProposal((GraphRevised(tuple(self._members.values()), self._title),), seen, changed, title)
+                return GraphProposal((self._created(),), 0, changed, title, dropped)
+            anew = GraphRevised(tuple(self._members.values()), self._title)
+            return GraphProposal((anew,), seen, changed, title, dropped)
+
+    def _created(self) -> GraphCreated:
+        members = tuple(self._members.values())
+        return GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
 
     def _reimport(self, expected: int) -> GraphProposal:
-        """Return what records it anew: nobody has it yet, or it was deleted."""
+        """Return what brings back a graph that was deleted, whatever this handle has seen."""
         with self._lock:
-            members = tuple(self._members.values())
-            created = GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
-            kept = tuple(self._kept)
-            return GraphProposal((created, *kept), expected, tuple(self._changed.values()), self._revised_title, kept)
+            changed, kept = tuple(self._changed.values()), tuple(self._kept)
+            return GraphProposal((self._created(), *kept), expected, changed, self._revised_title, kept)
 
     def _committed(self, ledger: str, state: GraphState, proposal: GraphProposal) -> None:
         """Take note that a ledger now has the graph at `state`, what `proposal` holds included."""

@@ -499,7 +499,7 @@ class Task:
             state = self._with_given_env(self._view)
             if self._is_as_made and not seen:
                 return Proposal((_created(state),), 0)
-            return Proposal(self._import(state), seen)
+            return Proposal(self._import(state), seen, tuple(self._pending))
 
     def _reimport(self, expected: int) -> Proposal:
         """Return what brings back a task that was deleted, whatever this handle has seen."""
@@ -557,6 +557,14 @@ class Task:
             self._result = result
             if self._view.error_length is not None:
                 self._view = evolve(self._view, error=result.error, error_length=None)
+
+    def _leave_ledger(self) -> None:
+        """Belong to no ledger: what follows is recorded in none. The lock is held."""
+        if self._ledger is not None:
+            self._ledger = None
+            self._pending = []
+            self._recorded = self._view
+            self._is_as_made = False
 
     def _advance(self, facts: Sequence[TaskFact]) -> None:
         """Take facts of an attempt that no ledger has: there is none, or it can't be written (they stay pending)."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError
+from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, words
 from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
@@ -69,6 +69,7 @@ class _Execution:
 
     is_cancelled: bool = False
     is_stopped: bool = False
+    latest: Attempt | None = None
 
 
 class Attempt:
@@ -103,8 +104,10 @@ class Attempt:
         self._cutters: dict[str, LineCutter] = {}
         self._is_over = False
         self._unwritten: list[TaskFact] = []
+        self.has_started = False
         self.is_settled = False
         self._pid: int | None = None
+        self._thread: int | None = None
         self.position: int | None = None
         self.ending: Ending | None = None
         self.status_before = task.status
@@ -148,6 +151,7 @@ class Attempt:
 
     def started(self, position: int | None) -> None:
         """Take note that the start was recorded, at `position` (None: there is no ledger)."""
+        self.has_started = True
         self.position = position
         if position is not None:
             self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
@@ -158,6 +162,7 @@ class Attempt:
         """Enter the handler and keep how it ended. Nothing is recorded or raised here."""
         value: Any = None
         error: BaseException | None = None
+        self._thread = threading.get_ident()
         try:
             self.context.raise_if_cancelled()
             value = self._handler(self.context)
@@ -264,7 +269,7 @@ class Attempt:
         output = _text(completed.stdout) if completed is not None else ""
         is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
         raised = error if is_kept and error is not None else TaskCancelled(text)
-        if isinstance(raised, TaskCancelled) and not raised.args[0]:
+        if isinstance(raised, TaskCancelled) and not words(raised):
             raised = TaskCancelled(text, completed)
         if raised is not error:
             raised.__cause__ = error
@@ -409,6 +414,7 @@ class Attempt:
             self._publish_lines(stream, cutter.finish())
 
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
+        _PUBLISHING.thread = self._thread
         for line in lines:
             self._bus.emit(
                 TaskEvent(
@@ -425,7 +431,9 @@ class Attempt:
 
     def _progress(self, percent: float | None, message: str | None) -> None:
         at: datetime = clock.now()
-        if self._buffer is not None and not self._is_over:
+        if self._is_over:
+            raise RuntimeError(f"progress can't be emitted any more: attempt {self.number} has ended")
+        if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._bus.emit(
             TaskEvent(
@@ -441,12 +449,13 @@ class Attempt:
         )
 
 
-def words(error: BaseException) -> str:
-    """Return the text of an error, also of one that can't say it."""
-    try:
-        return str(error)
-    except Exception as odd:  # noqa: BLE001 - an error without words is still an error
-        return f"{type(error).__name__}, which has no text: {odd!r}"
+_PUBLISHING = threading.local()
+
+
+def publishing_for() -> int | None:
+    """Return the thread that runs the task whose output this thread publishes; None: it publishes none."""
+    thread: int | None = getattr(_PUBLISHING, "thread", None)
+    return thread
 
 
 def _code(completed: subprocess.CompletedProcess[Any] | None) -> int | None:

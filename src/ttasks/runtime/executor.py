@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ttasks import clock, errors
-from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError, words
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     AttemptEnd,
@@ -28,7 +28,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
-from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
+from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
 from ttasks.state import decide
@@ -221,13 +221,12 @@ class TaskExecutor:
     def _start(self, attempt: Attempt, cause: int | None = None) -> None:
         """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
         owned = Owned(attempt.number - 1) if attempt.retry else None
-        task = attempt.task
-        self._live[task.id] = attempt
+        attempt.execution.latest = attempt
         try:
-            (events,) = self._journal.record([Entry(task, [attempt.start_fact()], owned, cause)])
-        except Exception:
-            self._live.pop(task.id, None)
-            raise
+            (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
+        except TransitionError as refusal:
+            decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
+            raise refusal
         self._started(attempt, _last(events))
 
     def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
@@ -290,21 +289,21 @@ class TaskExecutor:
         """Record how an execution ends that Ctrl-C cut short somewhere in this class, or in a subscriber."""
         while True:
             try:
-                live = self._live.get(attempt.task.id)
-                if live is None or live.execution is not attempt.execution:
-                    return  # it had not begun, or is over
-                events = self._journal.catch_up(live.task)
-                state = live.task._view
-                if state.running_attempt == live.number:
-                    live.ending = live.ending or live.cancelled(interruption)
-                elif state.is_owned:
-                    live.end_waiting(interruption)
+                latest = attempt.execution.latest
+                if latest is None:
+                    return  # it had not begun
+                events = self._journal.catch_up(latest.task)
+                state = latest.task._view
+                has_begun = latest.has_started or self._journal.is_recorded(latest.task, latest.started_at)
+                if state.running_attempt == latest.number and has_begun:
+                    latest.ending = latest.ending or latest.cancelled(interruption)
+                elif latest.has_started and state.is_owned:
+                    latest.end_waiting(interruption)
                 else:
-                    if not live.is_settled and live.ending is not None:
-                        self._ended(live, TaskStatus.RUNNING, events, is_waiting=False)
-                    self._live.pop(live.task.id, None)
+                    if latest.has_started and not latest.is_settled and latest.ending is not None:
+                        self._ended(latest, TaskStatus.RUNNING, events, is_waiting=False)
                     return
-                self._settle(live)
+                self._settle(latest)
             except Exception:
                 raise
             except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: what was begun is ended all the same
@@ -336,7 +335,9 @@ class TaskExecutor:
             except (StreamConflictError, TransitionError) as refusal:
                 if isinstance(refusal, CancelUnheardError):
                     attempt.cancel_ending()
-                elif follow is None:
+                elif follow is None:  # somebody else has recorded how it ended
+                    self._journal.catch_up(attempt.task)
+                    self._let_go(attempt)
                     raise
                 has_started_follow = False
                 events = self._record_end(attempt, facts, (), None)
@@ -357,13 +358,7 @@ class TaskExecutor:
         entries = [end]
         if follow is None:
             return self._journal.record(entries)
-        entries.append(Entry(follow.task, [follow.start_fact()], cause=end))
-        self._live[follow.task.id] = follow
-        try:
-            return self._journal.record(entries)
-        except BaseException:
-            self._live.pop(follow.task.id, None)
-            raise
+        return self._journal.record([*entries, Entry(follow.task, [follow.start_fact()], cause=end)])
 
     def _ended(
         self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent], *, is_waiting: bool
@@ -389,8 +384,10 @@ class TaskExecutor:
     def _let_go(self, attempt: Attempt) -> None:
         task = attempt.task
         task._ended(attempt.result)
+        if self._live.get(task.id) is not attempt:
+            return
         task._on_cancel = None
-        self._live.pop(task.id, None)
+        del self._live[task.id]
         log = self._journal.log
         if log is not None:
             log.unwatch(f"task-{task.id}")
@@ -420,7 +417,7 @@ class TaskExecutor:
             with self._lock:
                 self._persistence_errors.append((task.id, failure))
             status = task.status
-            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=str(failure))
+            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=words(failure))
 
     def _keep_graph(self, graph: TaskGraph) -> None:
         failure = self._journal.keep_graph(graph)
@@ -446,8 +443,7 @@ class TaskExecutor:
             before = task.status
             if before.is_sink:
                 return
-            if task._view.is_owned:  # by another handle, or another process: that one is asked
-                task.cancel()
+            if task._request_cancel():  # it is owned by another handle, or another process: that one is asked
                 self._journal.record([Entry(task)])
                 return
             try:
@@ -480,7 +476,12 @@ class TaskExecutor:
         Raises:
             TransitionError: the task is not PENDING. Nothing was written.
             LedgerUnwritableError: it could not be recorded; the task is as it was.
+            TypeError: `task must be a Task`, `parent_id must be a str`.
         """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if not isinstance(parent_id, str):
+            raise TypeError(f"parent_id must be a str, got {type(parent_id).__name__}")
         self._block([(task, parent_id)])
 
     def _block(self, blocked: Sequence[tuple[Task, str]], cause: int | None = None) -> None:
@@ -547,6 +548,11 @@ class TaskExecutor:
             if retry_policy is None:
                 return self.execute(task, upstream)
             return self.execute(task, upstream, retry_policy=retry_policy)
+        except StreamConflictError as conflict:
+            if not self._journal.is_cancelled(task):
+                raise
+            self._journal.catch_up(task)
+            raise errors.TaskCancelled(f"Task '{task.id}' was cancelled") from conflict
         finally:
             self._workers.discard(worker)
 
@@ -559,7 +565,7 @@ class TaskExecutor:
 
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
-        worker = threading.get_ident()
+        worker = publishing_for() or threading.get_ident()
         with self._lock:
             self._is_shutdown = True
             pool = self._pool
@@ -570,7 +576,7 @@ class TaskExecutor:
             self._look_whether_drained()
         pool.shutdown(wait=False)
         clock.wait(self._drained)
-        if worker not in self._workers:
+        if worker not in self._workers and threading.current_thread() not in pool._threads:
             pool.shutdown(wait=True)  # the threads of a drained pool end at once
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Entry:
 
     `owned` replaces what the handle itself expects of its stream, for an attempt's own facts. `cause` is a position, or
     an earlier entry of the same recording. `deleted` is the version at which its stream ends with its deletion: it
-    comes back, whatever the handle has seen.
+    comes back, whatever the handle has seen. `is_alone`: what the handle has pending is left for later.
     """
 
     handle: Task | TaskGraph
@@ -29,6 +29,7 @@ class Entry:
     owned: Owned | None = None
     cause: int | Entry | None = None
     deleted: int | None = None
+    is_alone: bool = False
 
 
 def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
@@ -78,6 +79,8 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
 def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
     if entry.deleted is not None:
         return entry.handle._reimport(entry.deleted)
+    if entry.is_alone:
+        return GraphProposal((), entry.handle._seen.get(ledger, 0))
     return entry.handle._proposal(ledger)
 
 
