@@ -18,6 +18,7 @@ from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
 from ttasks.events.facts import Fact, LedgerCreated, TaskCancelRequested
 from ttasks.log import files
+from ttasks.log.listener import Listener
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
@@ -70,7 +71,6 @@ class EventLog:
         self.durability = durability
         self.readers = Readers(path, self._shared)
         self._users = 0
-        self._watchers: dict[str, Callable[[], None]] = {}
         self._begin_unshared()
         _LOGS.add(self)
 
@@ -85,6 +85,8 @@ class EventLog:
         self._transaction: Transaction | None = None
         self._lock = WriterLock(files.lock_path(self.path)) if self.path is not None else None
         self._identity: tuple[int, int] | None = None
+        self._watchers: dict[str, Callable[[], None]] = {}
+        self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
         self._is_described = False
 
@@ -175,6 +177,9 @@ class EventLog:
                 del _OPEN[self.path]
         if self._describer is not None:
             self._describer.join(DESCRIBE_WAIT_S)
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
         self.readers.close()
         with self._connection_lock:
             if self._connection is not None:
@@ -370,8 +375,10 @@ class EventLog:
     # --- who is told, who appends ------------------------------------------------------------------------------------
 
     def watch(self, stream: str, heard: Callable[[], None]) -> None:
-        """Call `heard` when somebody in this process asks for the cancel of what `stream` is about."""
+        """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
+        if self._listener is None and self.path is not None:
+            self._listener = Listener(self.path, self._watchers)
 
     def unwatch(self, stream: str) -> None:
         """Forget the watcher of `stream`."""

@@ -201,12 +201,46 @@ class Transaction:
             fold = folds.get(batch.stream)
             if fold is None:
                 fold = folds[batch.stream] = self._fold(staged, batch.stream).copy()
-            _check(batch, fold)
+            self._check(staged, batch, fold)
             cause = last[id(batch.cause)] if isinstance(batch.cause, Batch) else batch.cause
             records = [self._place(staged, batch.stream, fold, fact, data, cause) for fact, data in encoded.facts]
             last[id(batch)] = staged.position
             appended.append(Appended(records, fold.state))
         return appended
+
+    def _check(self, staged: _Staged, batch: Batch, fold: StreamFold) -> None:
+        expected = batch.expected
+        if isinstance(expected, int):
+            if fold.version != expected:
+                raise StreamConflictError(batch.stream, expected, fold.version, by=self._who(staged, batch.stream))
+        elif isinstance(expected, Owned):
+            state = fold.state if isinstance(fold, TaskFold) else None
+            if state is None or not state.is_owned or state.attempts != expected.attempt:
+                text = f"attempt {expected.attempt} of {batch.stream} no longer runs: somebody else recorded its end"
+                by = self._who(staged, batch.stream)
+                raise StreamConflictError(batch.stream, fold.version, fold.version, text, by)
+            if state.cancel_requested_by is not None and not expected.knows_cancel and _ignores_cancel(batch.facts):
+                raise CancelUnheardError(
+                    batch.stream, fold.version, fold.version, f"{batch.stream} was asked to cancel"
+                )
+
+    def _who(self, staged: _Staged, stream: str) -> str:
+        """Return the last event of a stream and who recorded it, in words; empty where there is none."""
+        mine = next((row for row in reversed(staged.rows) if row[1] == stream), None)
+        last = (
+            mine
+            or self._connection.execute(
+                "SELECT position, stream, version, type, type_version, recorded_at, runner FROM events"
+                " WHERE stream = ? ORDER BY version DESC LIMIT 1",
+                (stream,),
+            ).fetchone()
+        )
+        if last is None:
+            return ""
+        where = (last[6],)
+        runner = self._connection.execute("SELECT user, host, pid FROM runners WHERE position = ?", where).fetchone()
+        by = f", recorded by {runner[0]}@{runner[1]} (process {runner[2]})" if runner is not None else ""
+        return f"the last is {last[3]} at {last[0]}{by}"
 
     def _fold(self, staged: _Staged, stream: str) -> StreamFold:
         fold = staged.folds.get(stream) or self._folds.get(stream)
@@ -280,24 +314,6 @@ def first_event(fact: LedgerCreated) -> Encoded:
 def runner_started(stream: str, fact: RunnerStarted) -> Encoded:
     """Return the request that registers this process."""
     return Encoded(Batch(stream, [fact], 0), [(fact, encode(fact))])
-
-
-def _check(batch: Batch, fold: StreamFold) -> None:
-    expected = batch.expected
-    if isinstance(expected, int):
-        if fold.version != expected:
-            raise StreamConflictError(batch.stream, expected, fold.version)
-    elif isinstance(expected, Owned):
-        state = fold.state if isinstance(fold, TaskFold) else None
-        if state is None or not state.is_owned or state.attempts != expected.attempt:
-            raise StreamConflictError(
-                batch.stream,
-                fold.version,
-                fold.version,
-                f"attempt {expected.attempt} of {batch.stream} no longer runs: somebody else recorded its end",
-            )
-        if state.cancel_requested_by is not None and not expected.knows_cancel and _ignores_cancel(batch.facts):
-            raise CancelUnheardError(batch.stream, fold.version, fold.version, f"{batch.stream} was asked to cancel")
 
 
 def _ignores_cancel(facts: Sequence[Fact]) -> bool:

@@ -38,6 +38,10 @@ class RecordedError(Exception):
     def __init__(self, type: str, text: str) -> None:
         super().__init__(text)
         self.type = type
+        self.text = text
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return RecordedError, (self.type, self.text)
 
 
 class TaskGraph:

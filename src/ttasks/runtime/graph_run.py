@@ -81,6 +81,7 @@ class GraphRun:
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
         self._is_cancelled = False
+        self._has_heard = False
         self._is_stopped = False
         self._lost: LedgerUnwritableError | None = None
         self._broken: BaseException | None = None
@@ -147,6 +148,8 @@ class GraphRun:
             self._failure = error
             self._give_up(error)
         finally:
+            if (log := self._executor._journal.log) is not None:
+                log.unwatch(f"graph-{self._graph.id}")
             self._graph._leave_run()
             self._over.set()
 
@@ -190,6 +193,8 @@ class GraphRun:
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
+        if log is not None:
+            log.watch(f"graph-{graph.id}", self._hear_cancel)
         graph._errors = {}
         consequences = self._planner.begin()
         self._block(consequences)
@@ -267,14 +272,29 @@ class GraphRun:
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
+    def _hear_cancel(self) -> None:
+        """Take note that somebody else has recorded a request to cancel the run."""
+        with self._changed:
+            is_news, self._has_heard = not self._has_heard, True
+        if is_news:
+            self._orders.put(self._withdraw)
+
     def _cancel(self, why: str) -> None:
-        """Cancel the run: what runs is cancelled but for finally tasks, nothing else starts but those."""
+        """Record that the run is to be cancelled, and do it."""
+        with self._changed:
+            self._has_heard = True
         try:
             if self._run is not None:
                 self._record_of_graph(GraphCancelRequested(clock.whoami(), why))
         except LedgerUnwritableError as lost:
             self._lose(lost)
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Cancel the run: what runs is cancelled but for finally tasks, nothing else starts but those."""
         with self._changed:
+            if self._is_cancelled or self._is_stopped:
+                return
             self._is_cancelled = True
             consequences = self._planner.withdraw()
             self._ready = deque(task for task in self._ready if self._members[task].is_finally)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ttasks import clock
-from ttasks.errors import LedgerUnwritableError
+from ttasks.errors import LedgerUnwritableError, StreamConflictError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import GraphDeleted, TaskDeleted
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
@@ -144,13 +144,15 @@ class LedgerTasks(TaskCollection):
         Raises:
             KeyError: there is no such task.
         """
-        task = self[task_id]
-        task.cancel()
         log = self._store._writable()
-        proposal = task._proposal(log.ledger)
-        if proposal.facts:
-            owned = task._view.is_owned
-            log.append(Batch(f"task-{task.id}", proposal.facts, None if owned else proposal.expected))
+        while True:
+            task = self[task_id]
+            task.cancel()
+            try:
+                record(log, [Entry(task)])
+            except StreamConflictError:  # it was started, or ended, just now: look again
+                continue
+            return
 
 
 class LedgerGraphs(GraphCollection):
