@@ -16,7 +16,7 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
-from ttasks.events.facts import Fact, LedgerCreated, TaskCancelRequested
+from ttasks.events.facts import Fact, GraphCancelRequested, LedgerCreated, TaskCancelRequested
 from ttasks.log import files
 from ttasks.log.listener import Listener
 from ttasks.log.lock import WriterLock
@@ -386,7 +386,9 @@ class EventLog:
 
     def _tell(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            is_request = batch.expected is None and any(isinstance(fact, TaskCancelRequested) for fact in batch.facts)
+            is_request = batch.expected is None and any(
+                isinstance(fact, TaskCancelRequested | GraphCancelRequested) for fact in batch.facts
+            )
             heard = self._watchers.get(batch.stream) if is_request else None
             if heard is not None:
                 heard()

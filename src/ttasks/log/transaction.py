@@ -12,8 +12,9 @@ from ttasks.errors import DamagedLedgerError, StreamConflictError
 from ttasks.events.codec import decode, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
+from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
-from ttasks.log.projection import LEDGER_STREAM, StreamFold, TaskFold, load_fold
+from ttasks.log.projection import LEDGER_STREAM, GraphFold, StreamFold, TaskFold, load_fold
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
@@ -30,18 +31,25 @@ class Owned:
     knows_cancel: bool = False
 
 
+@dataclass(slots=True)
+class OwnedRun:
+    """What facts of a running run expect: that this process still runs it."""
+
+    run: int
+
+
 @dataclass(eq=False, slots=True)
 class Batch:
     """Facts for one stream, oldest first.
 
-    `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or None
-    for requests, which conflict with nothing. `cause` is the position of the event that led to these facts, or an
-    earlier batch of the same append, whose last event did.
+    `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or
+    `OwnedRun`, or None for requests, which conflict with nothing. `cause` is the position of the event that led to
+    these facts, or an earlier batch of the same append, whose last event did.
     """
 
     stream: str
     facts: Sequence[Fact]
-    expected: int | Owned | None
+    expected: int | Owned | OwnedRun | None
     cause: int | Batch | None = None
 
 
@@ -213,6 +221,13 @@ class Transaction:
         if isinstance(expected, int):
             if fold.version != expected:
                 raise StreamConflictError(batch.stream, expected, fold.version, by=self._who(staged, batch.stream))
+        elif isinstance(expected, OwnedRun):
+            run = fold.run if isinstance(fold, GraphFold) else None
+            is_running = run is not None and run.status is RunStatus.RUNNING and run.run == expected.run
+            if run is None or not is_running or run.runner != staged.runner:
+                text = f"run {expected.run} of {batch.stream} is not this process's any more"
+                by = self._who(staged, batch.stream)
+                raise StreamConflictError(batch.stream, fold.version, fold.version, text, by)
         elif isinstance(expected, Owned):
             state = fold.state if isinstance(fold, TaskFold) else None
             if state is None or not state.is_owned or state.attempts != expected.attempt:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from ttasks import clock
 from ttasks.errors import AlreadyRunningError
@@ -205,7 +205,7 @@ class TaskGraph:
         return isinstance(task, Task) and task.id in self._members
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(list(self._tasks.values()))
+        return iter([task for task, _ in self._placed()])
 
     def __len__(self) -> int:
         return len(self._members)
@@ -222,12 +222,16 @@ class TaskGraph:
         """True when the graph can be ok without `task` succeeding. KeyError: it is not in the graph."""
         return not self._member(task).is_required
 
+    def _placed(self) -> list[tuple[Task, Member]]:
+        """Return each task with its place, as of one moment."""
+        with self._lock:
+            return [(self._tasks[task_id], member) for task_id, member in self._members.items()]
+
     def _where(self, *statuses: TaskStatus, required: bool | None = None) -> list[Task]:
         return [
             task
-            for task in self
-            if (not statuses or task.status in statuses)
-            and (required is None or self._members[task.id].is_required is required)
+            for task, member in self._placed()
+            if (not statuses or task.status in statuses) and (required is None or member.is_required is required)
         ]
 
     @property
@@ -258,7 +262,7 @@ class TaskGraph:
     @property
     def finally_tasks(self) -> list[Task]:
         """The tasks that run whatever happened before."""
-        return [task for task in self if self._members[task.id].is_finally]
+        return [task for task, member in self._placed() if member.is_finally]
 
     @property
     def optional_tasks(self) -> list[Task]:
@@ -287,12 +291,13 @@ class TaskGraph:
 
     def roots(self) -> list[Task]:
         """Return the tasks that depend on nothing."""
-        return [task for task in self if not self._members[task.id].after]
+        return [task for task, member in self._placed() if not member.after]
 
     def leaves(self) -> list[Task]:
         """Return the tasks that nothing depends on."""
-        depended_on = {dependency for member in self._members.values() for dependency in member.after}
-        return [task for task in self if task.id not in depended_on]
+        placed = self._placed()
+        depended_on = {dependency for _, member in placed for dependency in member.after}
+        return [task for task, _ in placed if task.id not in depended_on]
 
     @property
     def errors(self) -> dict[str, BaseException]:
@@ -309,20 +314,20 @@ class TaskGraph:
         """Where its latest recorded run stands; None where there is none."""
         return self._state.run_status if self._state is not None else None
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TaskGraph can't be copied or pickled: save it, and load it where it is needed by its id")
+
     def __repr__(self) -> str:
         def title(task_id: str) -> str:
             return self._known(task_id).title or task_id
 
-        edges = [
-            f"{title(dependency)}->{title(task)}"
-            for task, member in self._members.items()
-            for dependency in member.after
-        ]
-        return f"TaskGraph({len(self)} tasks, edges=[{', '.join(edges)}])"
+        placed = self._placed()
+        edges = [f"{title(dependency)}->{title(task.id)}" for task, member in placed for dependency in member.after]
+        return f"TaskGraph({len(placed)} tasks, edges=[{', '.join(edges)}])"
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, executor: TaskExecutor, max_workers: int = 4) -> TaskGraph:
+    def run(self, executor: TaskExecutor, max_workers: int = 4) -> Self:
         """Run the tasks that are not done, each when its dependencies have succeeded, and return the graph.
 
         Args:

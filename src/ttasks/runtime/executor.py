@@ -466,7 +466,9 @@ class TaskExecutor:
         text = f"Task '{task.id}' was cancelled"
         reason = TerminationReason.CANCELLED.value
         # No attempt, so that the task's own error stays; but a result.
-        fact = TaskCancelled(started_at=now, finished_at=now, duration=0.0, error=text, reason=reason)
+        fact = TaskCancelled(
+            started_at=now, finished_at=now, duration=0.0, error=text, reason=reason, by=clock.whoami()
+        )
         (events,) = self._journal.record([Entry(task, [fact])])
         self._publish(task, TaskEventType.CANCELLED, before, fact, _last(events))
 

@@ -28,6 +28,7 @@ from ttasks.events.facts import (
     Member,
 )
 from ttasks.events.status import RunStatus
+from ttasks.log.transaction import OwnedRun
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import qualified_name
 from ttasks.model.task import Task
@@ -202,7 +203,8 @@ class GraphRun:
 
     def _record_of_graph(self, fact: GraphFact) -> None:
         # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
-        self._record(Entry(self._graph, [fact], cause=self._position, is_alone=True))
+        owned = OwnedRun(self._run.run) if self._run is not None else None
+        self._record(Entry(self._graph, [fact], owned, self._position, is_alone=True))
 
     def _record(self, *entries: Entry) -> list[list[RecordedEvent]]:
         return self._executor._journal.record(entries)

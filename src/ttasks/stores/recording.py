@@ -10,7 +10,7 @@ from operator import attrgetter
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import Fact, TaskCancelRequested
 from ttasks.log.event_log import EventLog
-from ttasks.log.transaction import Batch, Owned
+from ttasks.log.transaction import Batch, Owned, OwnedRun
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
 
@@ -19,14 +19,14 @@ from ttasks.model.task import Proposal, Task
 class Entry:
     """What to record of one handle: its pending facts, then `facts`.
 
-    `owned` replaces what the handle itself expects of its stream, for an attempt's own facts. `cause` is a position, or
-    an earlier entry of the same recording. `deleted` is the version at which its stream ends with its deletion: it
-    comes back, whatever the handle has seen. `is_alone`: what the handle has pending is left for later.
+    `owned` replaces what the handle itself expects of its stream, for the own facts of an attempt or a run. `cause` is
+    a position, or an earlier entry of the same recording. `deleted` is the version at which its stream ends with its
+    deletion: it comes back, whatever the handle has seen. `is_alone`: what the handle has pending is left for later.
     """
 
     handle: Task | TaskGraph
     facts: Sequence[Fact] = ()
-    owned: Owned | None = None
+    owned: Owned | OwnedRun | None = None
     cause: int | Entry | None = None
     deleted: int | None = None
     is_alone: bool = False
@@ -87,7 +87,7 @@ def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
 def _batch(entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch]) -> Batch:
     kind = "task" if isinstance(entry.handle, Task) else "graph"
     cause = of_entry.get(id(entry.cause)) if isinstance(entry.cause, Entry) else entry.cause
-    expected: int | Owned | None = entry.owned if entry.owned is not None else proposal.expected
+    expected: int | Owned | OwnedRun | None = entry.owned if entry.owned is not None else proposal.expected
     if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
         expected = None  # a request conflicts with nothing
     return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause)
