@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-import psutil
 import pytest
 
+from processes import alive
 from ttasks import (
     AlreadyRunningError,
     InMemoryStore,
@@ -992,15 +992,6 @@ def session(path: Path) -> Iterator[Callable[[str], Session]]:
     for left in begun:
         left.process.kill()
         left.process.communicate()
-
-
-def alive(group: int) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
 
 
 WORK_AND_CLEANUP = """

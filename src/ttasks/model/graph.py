@@ -78,6 +78,7 @@ class TaskGraph:
         self._state: GraphState | None = None
         self._source: Source | None = None
         self._max_workers: int | None = None
+        self._derived_from: str | None = None
         self._errors: dict[str, BaseException] = {}
 
     @classmethod
@@ -87,6 +88,8 @@ class TaskGraph:
         graph._id, graph._title, graph._created_at = state.id, state.title, state.created_at
         graph._begin()
         graph._members = dict(state.members)
+        graph._source, graph._max_workers = state.source, state.max_workers
+        graph._derived_from = state.derived_from
         graph._tasks = {task_id: tasks[task_id] for task_id in state.members}
         graph._policies = {
             task_id: RetryPolicy.of(member.retry_policy)
@@ -166,6 +169,11 @@ class TaskGraph:
     def created_at(self) -> datetime:
         """When it was made: aware UTC."""
         return self._created_at
+
+    @property
+    def derived_from(self) -> str | None:
+        """The id of the graph that this one carries on; see `retry`."""
+        return self._derived_from
 
     @property
     def title(self) -> str:
@@ -345,6 +353,52 @@ class TaskGraph:
         executor.run_graph(self, max_workers)
         return self
 
+    def retry(self, tasks: Iterable[Task] | None = None) -> TaskGraph:
+        """Return a new graph that carries on where this one ended; nothing is recorded or run by that.
+
+        Args:
+            tasks: tasks of this graph that are to be done again, with all that depends on them, though they may have
+                SUCCEEDED. None: only what has not.
+
+        What SUCCEEDED is shared with the new graph, and counts as done there. Everything else, and every finally task,
+        is a fresh PENDING task in its place, with the same name. `derived_from` tells where each comes from.
+
+        Raises:
+            TypeError: `tasks` holds something else than tasks.
+            ValueError: a task is RUNNING, or not in this graph.
+        """
+        again = [] if tasks is None else list(tasks)
+        for task in again:
+            if not isinstance(task, Task):
+                raise TypeError(f"Expected Task, got {type(task).__name__}")
+        with self._lock:
+            placed, policies = self._placed(), dict(self._policies)
+            about = (self._title, self._source, self._max_workers)
+        for task in again:
+            if task.id not in {member.task for _, member in placed}:
+                raise ValueError(f"task '{task.title}' ({task.id}) is not in the graph; nothing was changed")
+        for task, _ in placed:
+            if task.is_running or task._view.is_owned:
+                raise ValueError(
+                    f"task '{task.title}' is RUNNING ({task.id}): wait for it, or cancel it, before a retry"
+                )
+        repeated = _with_dependents({task.id for task in again}, placed)
+        fresh = {
+            task.id: task._again() if member.is_finally or not task.is_succeeded or task.id in repeated else task
+            for task, member in placed
+        }
+        graph = type(self)(title=about[0])
+        graph._source, graph._max_workers, graph._derived_from = about[1], about[2], self._id
+        for task, member in placed:
+            graph.add(
+                fresh[task.id],
+                after=[fresh[parent] if parent in fresh else self._known(parent) for parent in member.after],
+                finally_=member.is_finally,
+                required=member.is_required,
+                retry_policy=policies.get(task.id),
+            )
+        return graph
+
     def _enter_run(self) -> None:
         """Take note that it runs. AlreadyRunningError: it does already, here."""
         with self._lock:
@@ -379,7 +433,8 @@ class TaskGraph:
 
     def _created(self) -> GraphCreated:
         members = tuple(self._members.values())
-        return GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
+        about = (self._source, self._max_workers, self._derived_from)
+        return GraphCreated(self._title, self._created_at, members, *about)
 
     def _reimport(self, expected: int) -> GraphProposal:
         """Return what brings back a graph that was deleted, whatever this handle has seen."""
@@ -404,6 +459,20 @@ class TaskGraph:
         """Keep a fact that the ledger could not be told: whoever records the graph next tells it."""
         with self._lock:
             self._kept.append(fact)
+
+
+def _with_dependents(wanted: set[str], placed: Sequence[tuple[Task, Member]]) -> set[str]:
+    """Return `wanted` and everything that depends on it, directly or not."""
+    children: dict[str, list[str]] = {}
+    for _, member in placed:
+        for parent in member.after:
+            children.setdefault(parent, []).append(member.task)
+    found, left = set(wanted), list(wanted)
+    while left:
+        new = [child for child in children.get(left.pop(), ()) if child not in found]
+        found.update(new)
+        left += new
+    return found
 
 
 for _public in (TaskGraph, RecordedError):

@@ -158,6 +158,33 @@ class Task:
         )
         self._keep_env(extra)
 
+    def _again(self) -> Task:
+        """Return a fresh task that does the same, and is derived from this one."""
+        with self._lock:
+            view = self._view
+            fresh: Task = object.__new__(type(self))
+            fresh._begin(
+                TaskState(
+                    id=clock.new_id(),
+                    name=view.name,
+                    title=view.title,
+                    type=view.type,
+                    status=TaskStatus.PENDING,
+                    payload=view.payload,
+                    description=view.description,
+                    created_at=clock.now(),
+                    timeout=view.timeout,
+                    cwd=view.cwd,
+                    env=view.env,
+                    env_digests=view.env_digests,
+                    on_interrupted=view.on_interrupted,
+                    derived_from=view.id,
+                    version=0,
+                )
+            )
+            fresh._withheld = self._withheld
+            return fresh
+
     def _begin(self, state: TaskState) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
@@ -292,6 +319,11 @@ class Task:
     def on_interrupted(self) -> str:
         """What becomes of it when its runner dies: ``"rerun"``, ``"fail"`` or ``"ask"``."""
         return self._view.on_interrupted.value
+
+    @property
+    def derived_from(self) -> str | None:
+        """The id of the task that this one repeats, in a graph that `TaskGraph.retry` made."""
+        return self._view.derived_from
 
     @property
     def status(self) -> TaskStatus:
