@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
@@ -36,8 +37,19 @@ def bash_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
 
 
 def powershell_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
-    """Fail: this version of ttasks does not run PowerShell yet."""
-    raise TaskExecutionError(f"task {context.id} was not run: this version of ttasks can't run PowerShell tasks yet")
+    """Run the payload with ``pwsh -NoProfile -Command``, as trusted code.
+
+    Raises:
+        TaskExecutionError, TaskTimeoutError, TaskCancelled: as `bash_handler`.
+    """
+    path = context.env.get("PATH", os.environ.get("PATH", os.defpath))
+    pwsh = shutil.which("pwsh", path=path)
+    if pwsh is None:
+        raise TaskExecutionError(
+            f"pwsh could not be started: it is in no folder of PATH ({path}); nothing was run. Install PowerShell 7 or"
+            " later (https://aka.ms/powershell), or add the folder that it is in to PATH"
+        )
+    return _run(str(Path(pwsh).absolute()), _for_powershell, context)
 
 
 @cache
@@ -54,6 +66,23 @@ def _for_bash(script: str) -> Iterator[Given]:
         file.write(os.fsencode(script))
         file.seek(0)
         yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
+
+
+@contextlib.contextmanager
+def _for_powershell(script: str) -> Iterator[Given]:
+    # A lone - would make pwsh read its stdin, which is empty, and succeed.
+    parts, rest = [], os.fsencode(" -" if script == "-" else script)
+    # pwsh joins what follows -Command with blanks (about_Pwsh), so a script that was cut at blanks is itself again.
+    while len(rest) > ARGUMENT_BYTES_MAX:
+        cut = rest.rfind(b" ", 0, ARGUMENT_BYTES_MAX + 1)
+        if cut < 0:
+            raise ValueError(
+                f"the script has more than {ARGUMENT_BYTES_MAX} bytes in a row without a blank, too many for an"
+                " argument; nothing was run. Keep it in a file, and let the task run that: & ./script.ps1"
+            )
+        parts.append(os.fsdecode(rest[:cut]))
+        rest = rest[cut + 1 :]
+    yield ["-NoProfile", "-Command", *parts, os.fsdecode(rest)], []
 
 
 def _run(
