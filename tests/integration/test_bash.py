@@ -568,6 +568,23 @@ def test_a_background_child_that_gave_its_output_up_is_left_alone(timeout: float
         left.kill()
 
 
+def test_a_subscriber_that_does_not_come_back_hinders_no_end_and_hears_of_no_output_after_it() -> None:
+    executor, heard, may_go_on = TaskExecutor(), list[str](), threading.Event()
+
+    def hear(event: TaskEvent) -> None:
+        heard.append(str(event.type))
+        if event.type == "output":
+            may_go_on.wait(PATIENCE_S)
+
+    executor.events.subscribe(hear)
+    threads = set(threading.enumerate())
+    with pytest.raises(TaskTimeoutError):
+        executor.execute(Task.bash("printf 'line\\nno end'; exec sleep 1000", timeout=0.3))
+    may_go_on.set()
+    until(lambda: not [each for each in threading.enumerate() if "process" in each.name and each not in threads])
+    assert heard == ["started", "output", "failed"]
+
+
 def test_a_script_that_ends_in_time_is_not_disturbed() -> None:
     assert run("echo done", timeout=PATIENCE_S).output == "done\n"
 

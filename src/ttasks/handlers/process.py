@@ -98,13 +98,15 @@ class ChildProcess:
         clock.wait(self._ended)
 
     def _end(self) -> None:
-        if self._popen is not None:
-            if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
-                self._signal(signal.SIGKILL)
-                self._is_gone_after(KILL_WAIT_S)
-            self._is_gone = True
-            self._over.wait(KILL_WAIT_S)  # what the group printed last is still to be read
-        self._ended.set()
+        try:
+            if self._popen is not None:
+                if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
+                    self._signal(signal.SIGKILL)
+                    self._is_gone_after(KILL_WAIT_S)
+                self._is_gone = True
+                self._over.wait(KILL_WAIT_S)  # what the group printed last is still to be read
+        finally:
+            self._ended.set()
 
     def _signal(self, number: int) -> bool:
         """Send a signal to the group; False: there is nobody left in it."""
