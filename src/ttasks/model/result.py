@@ -24,6 +24,9 @@ class TaskResult:
     too when it is a text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
     success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``.
 
+    Where its executor has a `max_output_bytes`, `output`, `error` and `raw` hold the beginning and the end of what a
+    script printed, with a notice in between.
+
     A loaded result reads `output`, and a long `error`, from the log when it is first asked for.
     """
 

@@ -628,12 +628,13 @@ class Task:
                 self._result = None
 
     def _ended(self, result: TaskResult) -> None:
-        """Take the very result that `execute` returns: unlike what is recorded, it has everything."""
+        """Take the very result that `execute` returns: unlike what is recorded, it has just what was raised."""
         with self._lock:
-            if not _is_same_ending(self._view.result, result):
+            ending = self._view.result
+            if not _is_same_ending(ending, result):
                 return  # somebody cancelled it meanwhile
             self._result = result
-            if self._view.error_length is not None:
+            if ending is not None and self._view.error is not None and self._view.error == ending.error:
                 self._view = evolve(self._view, error=result.error, error_length=None)
 
     def _leave_ledger(self) -> None:

@@ -32,6 +32,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
+from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
@@ -84,6 +85,7 @@ class Attempt:
         journal: Journal,
         bus: EventBus,
         policy: RetryPolicy,
+        output_bytes_max: int | None = None,
         retry: int = 0,
         run: RunRef | None = None,
     ) -> None:
@@ -96,11 +98,13 @@ class Attempt:
         self._handler = handler
         self._journal = journal
         self._bus = bus
+        self._output_bytes_max = output_bytes_max
         self._lock = threading.Lock()
         self.execution = _Execution()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
+        self.kept: dict[str, Kept] = {}
         self._cutters: dict[str, LineCutter] = {}
         self._is_over = False
         self._unwritten: list[TaskFact] = []
@@ -125,6 +129,7 @@ class Attempt:
             journal=self._journal,
             bus=self._bus,
             policy=self.policy,
+            output_bytes_max=self._output_bytes_max,
             retry=self.retry + 1,
             run=self.run,
         )
@@ -153,6 +158,12 @@ class Attempt:
         """Take note that the start was recorded, at `position` (None: there is no ledger)."""
         self.has_started = True
         self.position = position
+        limit = UNLIMITED
+        if self._output_bytes_max is not None:
+            elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
+            limit = Limit(self._output_bytes_max, elsewhere)
+        self.kept = {"stdout": limit.keep("\n"), "stderr": limit.keep("\n")}
+        self._cutters = {"stdout": LineCutter(limit), "stderr": LineCutter(limit)}
         if position is not None:
             self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
 
@@ -226,7 +237,7 @@ class Attempt:
         self._note_printed(completed)
         fact = TaskSucceeded(
             **self._span(),
-            **_printed_error(stderr),
+            **self._printed_error(stderr),
             returncode=_code(completed),
             output=str(value) if isinstance(value, str) else None,
         )
@@ -245,7 +256,7 @@ class Attempt:
         was_printed = completed is not None and completed.stderr == text
         fact = TaskFailed(
             **self._span(),
-            **(_printed_error(text) if was_printed else {"error": text}),
+            **(self._printed_error(text) if was_printed else {"error": text}),
             exception=qualified_name(type(error)),
             returncode=_code(completed),
             reason=reason.value,
@@ -304,6 +315,16 @@ class Attempt:
             raw=raw,
             termination_reason=fact.reason,
         )
+
+    def _printed_error(self, stderr: str | None) -> dict[str, Any]:
+        """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
+        if stderr is None:
+            return {}
+        end, length = tail(stderr), len(stderr)
+        kept = self.kept["stderr"]
+        if isinstance(kept, HeadAndTail) and kept.is_cut and stderr == kept.text():
+            end, length = kept.error_tail(), kept.characters  # of all that was printed, not of what is shown of it
+        return {"error": end, "error_length": length if len(end) < length else None}
 
     def _note_printed(self, completed: subprocess.CompletedProcess[Any] | None) -> None:
         """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
@@ -400,16 +421,16 @@ class Attempt:
         """Take what it printed, as it was read."""
         if self._is_over:
             return
+        self.kept[stream].add(text)
         if self._buffer is not None:
             self._buffer.printed(stream, text)
         if self._bus.has_subscribers:
-            cutter = self._cutters.get(stream)
-            if cutter is None:
-                cutter = self._cutters[stream] = LineCutter()
-            self._publish_lines(stream, cutter.cut(text))
+            self._publish_lines(stream, self._cutters[stream].cut(text))
 
     def finished_printing(self) -> None:
         """Publish last lines that have no line end."""
+        if self._is_over:
+            return
         for stream, cutter in self._cutters.items():
             self._publish_lines(stream, cutter.finish())
 
@@ -467,11 +488,3 @@ def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else ""
-
-
-def _printed_error(stderr: str | None) -> dict[str, Any]:
-    """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
-    if stderr is None:
-        return {}
-    kept = tail(stderr)
-    return {"error": kept, "error_length": len(stderr) if len(kept) < len(stderr) else None}

@@ -21,6 +21,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TaskType, TerminationReason
 from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
+from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
 from ttasks.log.transaction import CancelUnheardError, Owned
 from ttasks.model.event import TaskEvent, TaskEventType
@@ -48,25 +49,34 @@ class TaskExecutor:
     Args:
         store: where everything is recorded. One of the library's own stores is a ledger: nothing runs that it can't
             record. Any other object with `tasks` and `graphs` gets `save` calls, as well as that goes. None: nowhere.
+        max_output_bytes: how much of each of a script's two streams is kept in memory, and so in its result, its
+            errors, and each line that is published: the beginning and the end, with a notice in between. A ledger has
+            all of it all the same. None: everything.
+
+    Raises:
+        TypeError: `max_output_bytes must be an int`.
+        ValueError: `max_output_bytes must be at least 1`.
 
     Leaving a ``with`` waits for what was submitted.
     """
 
-    def __init__(self, store: Any = None) -> None:
-        self._begin(store)
+    def __init__(self, store: Any = None, *, max_output_bytes: int | None = None) -> None:
+        self._begin(store, max_output_bytes)
         self.register(TaskType.BASH, bash_handler)
         self.register(TaskType.POWERSHELL, powershell_handler)
         self.register(TaskType.PROMPT, make_copilot_prompt_handler())
         self.register(TaskType.AGENT, make_copilot_agent_handler())
 
     @classmethod
-    def empty(cls, store: Any = None) -> Self:
+    def empty(cls, store: Any = None, *, max_output_bytes: int | None = None) -> Self:
         """Return an executor without handlers."""
         executor = cls.__new__(cls)
-        executor._begin(store)
+        executor._begin(store, max_output_bytes)
         return executor
 
-    def _begin(self, store: Any) -> None:
+    def _begin(self, store: Any, max_output_bytes: int | None) -> None:
+        check_output_bytes(max_output_bytes)
+        self._output_bytes_max = max_output_bytes
         self._store = store
         self._journal = journal_of(store)
         self._handlers: dict[TaskType, Handler] = {}
@@ -195,6 +205,7 @@ class TaskExecutor:
             journal=self._journal,
             bus=self._events,
             policy=policy or ONCE,
+            output_bytes_max=self._output_bytes_max,
             run=run,
         )
         if handler is _no_handler:
