@@ -265,6 +265,22 @@ def test_an_older_ledger_is_brought_up_to_date_on_opening_and_loses_nothing(path
     assert verify(readers).is_clean
 
 
+def test_a_ledger_of_the_first_schema_gets_what_it_lacks_and_keeps_its_rows(path: Path) -> None:
+    make(path, "a")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE tasks DROP COLUMN redacted")
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name = '0002_redacted'")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    make(path, "b")
+
+    assert pragma(path, "user_version") == SCHEMA_VERSION
+    readers = Readers.open(path)
+    assert [(task.title, task.redacted) for task in readers.tasks()] == [("a", None), ("b", None)]
+    assert verify(readers).is_clean
+
+
 def test_migrating_twice_is_migrating_once() -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"

@@ -37,11 +37,12 @@ class AttemptPort(Protocol):
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
 
-    def printed(self, stream: str, text: str) -> None:
-        """Take what it printed, as it was read."""
+    def printed(self, stream: str, text: str) -> str:
+        """Take what it printed, as it was read; return what may be kept of that: where secrets are redacted, what it
+        completes of lines."""
 
-    def finished_printing(self) -> None:
-        """Take note that nothing more will be printed."""
+    def finished_printing(self) -> Mapping[str, str]:
+        """Take note that nothing more will be printed; return, by stream, what was held back until now."""
 
 
 class TaskContext:
@@ -153,11 +154,13 @@ class DetachedPort:
     def spawned(self, pid: int) -> None:
         """Nothing: nobody records."""
 
-    def printed(self, stream: str, text: str) -> None:
-        """Nothing: nobody records."""
+    def printed(self, stream: str, text: str) -> str:  # noqa: ARG002
+        """Return the text: nobody records."""
+        return text
 
-    def finished_printing(self) -> None:
-        """Nothing: nobody records."""
+    def finished_printing(self) -> Mapping[str, str]:
+        """Return nothing: nothing was held back."""
+        return {}
 
 
 TaskContext.__module__ = "ttasks"

@@ -78,6 +78,7 @@ class ChildProcess:
         return self._completed()
 
     def _completed(self) -> subprocess.CompletedProcess[str]:
+        self._finish_printing()  # a process that left the group may hold the pipes open still
         code = self._popen.returncode if self._popen is not None else None
         return subprocess.CompletedProcess(
             self._command,
@@ -172,14 +173,17 @@ class ChildProcess:
                     data = os.read(key.fd, READ_BYTES)
                     text = decoders[key.data].decode(data, final=not data)
                     if text:
-                        self._text[key.data].append(text)
-                        self._port.printed(key.data, text)
+                        self._text[key.data].append(self._port.printed(key.data, text))
                     if not data:
                         selector.unregister(key.fd)
         self._popen.stdout.close()
         self._popen.stderr.close()
-        self._port.finished_printing()
+        self._finish_printing()
         self._popen.wait()
+
+    def _finish_printing(self) -> None:
+        for stream, text in self._port.finished_printing().items():
+            self._text[stream].append(text)
 
 
 def _only_zombies_in(group: int) -> bool:

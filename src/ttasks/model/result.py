@@ -24,6 +24,7 @@ class TaskResult:
     too when it is a text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
     success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``.
 
+    Secrets are masked in `output` and `error`, as they are in the log, but not in what a handler of your own returned.
     A loaded result reads `output`, and a long `error`, from the log when it is first asked for.
     """
 

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 from typing import Any, Protocol
 
 from ttasks import clock
-from ttasks.errors import TransitionError
+from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
@@ -88,7 +88,8 @@ class Task:
         timeout: seconds, greater than 0; None for no limit.
         created_at: default: now. A naive datetime is local time.
         cwd: the folder it runs in; None for that of whoever runs it.
-        env: extra environment variables. Values of names that look secret are never recorded (SPEC §8).
+        env: extra environment variables. Values of names that look secret are never recorded, nor what is
+            printed of them (SPEC §8).
         on_interrupted: ``"rerun"``, ``"fail"`` or ``"ask"``: what becomes of it when its runner dies.
         name: what it is called in its workflow; default: the title.
 
@@ -100,8 +101,8 @@ class Task:
     """
 
     __slots__ = (
-        "__weakref__", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_recording", "_result", "_seen", "_view", "_withheld",
+        "__weakref__", "_given_env", "_given_texts", "_history", "_is_as_made", "_ledger", "_lock", "_missing_env",
+        "_on_cancel", "_pending", "_recorded", "_recording", "_result", "_seen", "_view",
     )  # fmt: skip
 
     def __init__(
@@ -151,11 +152,11 @@ class Task:
                 derived_from=None,
                 version=0,
                 error=error,
-            )
+            ),
+            extra,
         )
-        self._keep_env(extra)
 
-    def _begin(self, state: TaskState) -> None:
+    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
         self._recording = threading.RLock()
@@ -164,14 +165,14 @@ class Task:
         self._ledger: str | None = None
         self._seen: dict[str, int] = {}
         self._is_as_made = True
-        self._withheld: Mapping[str, str] | None = None
+        # What the ledger withholds stays on the handle that was given it, and runs (SPEC §8): values of variables, and
+        # texts by field, each with what the ledger has in its place.
+        self._given_env = env
+        self._given_texts: dict[str, tuple[str, str]] = {}
+        self._missing_env: Collection[str] = ()
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
-
-    def _keep_env(self, env: Mapping[str, str] | None) -> None:
-        """Keep the values that were given: what the ledger withholds stays on the handle, and runs."""
-        self._withheld = env
 
     @classmethod
     def bash(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
@@ -209,6 +210,7 @@ class Task:
         task._seen[ledger] = state.version
         task._is_as_made = False
         task._history = history
+        task._missing_env = tuple(state.env_digests or ())
         return task
 
     # --- what it shows -----------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ class Task:
     def env(self) -> dict[str, str]:
         """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
         view = self._view
-        return {**(view.env_digests or {}), **(view.env or {}), **(self._withheld or {})}
+        return {**(view.env_digests or {}), **(view.env or {}), **(self._given_env or {})}
 
     @property
     def on_interrupted(self) -> str:
@@ -276,7 +278,7 @@ class Task:
 
     @property
     def payload(self) -> str:
-        """What to do."""
+        """What to do. A loaded handle has ``***`` in place of secrets in it: see `give_again`."""
         return self._view.payload
 
     @payload.setter
@@ -463,6 +465,59 @@ class Task:
         if on_cancel is not None and self._view.cancel_requested_by is not None:
             on_cancel()
 
+    def give_again(
+        self, *, payload: str | None = None, cwd: str | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Give a loaded task what the ledger withholds of it, so that it can run; nothing is recorded of that.
+
+        Args:
+            payload: what stood there before secrets in it were replaced by ``***``. To run something else, set it.
+            cwd: the same of the folder.
+            env: values of variables of which the ledger has a digest. An attempt's start records the digest of what
+                it was given, so whether it is the same value as before can be seen.
+
+        Raises:
+            TypeError: a value of the wrong type. Nothing was changed.
+            ValueError: something that is not withheld from this handle. Nothing was changed.
+            SealedTaskError: the task has SUCCEEDED.
+        """
+        texts = {field: value for field, value in (("payload", payload), ("cwd", cwd)) if value is not None}
+        for field, value in texts.items():
+            _check_str(value, field)
+        given = _check_env(env) or {}
+        with self._lock:
+            decide.check_may_change(self._view, "what is withheld")
+            missing = self._missing()
+            for name in (*texts, *(f"env[{name!r}]" for name in given)):
+                if name not in missing:
+                    raise ValueError(f"{name} of task '{self.title}' is not withheld from this handle")
+            self._given_texts.update((field, (getattr(self._view, field), value)) for field, value in texts.items())
+            self._view = self._with_given_texts(self._view, None)
+            if given:
+                self._given_env = {**(self._given_env or {}), **given}
+                self._missing_env = tuple(name for name in self._missing_env if name not in given)
+
+    def _missing(self) -> tuple[str, ...]:
+        """Return what it needs to run that neither the ledger nor this handle has."""
+        texts = tuple(field for field in ("payload", "cwd") if field in (self._view.redacted or ()))
+        return (*texts, *(f"env[{name!r}]" for name in self._missing_env))
+
+    def _check_whole(self) -> None:
+        """Refuse to run without what the ledger withholds.
+
+        Raises:
+            WithheldError: something of it has to be given again.
+        """
+        if self._view.redacted is None and not self._missing_env:
+            return
+        missing = self._missing()
+        if missing:
+            raise WithheldError(
+                f"task '{self.title}' ({self.id}) can't run as it was loaded: the ledger withholds its "
+                f"{' and '.join(missing)}. Give that again: task.give_again(…). Nothing was run or written",
+                missing,
+            )
+
     def _revise(self, field: str, value: Any) -> None:
         with self._lock:
             self._propose(decide.revise(self._view, field, value))
@@ -523,13 +578,37 @@ class Task:
         return self._history.printed(self.id, attempt)["stderr"] if self._history is not None else ""
 
     def _with_given_env(self, state: TaskState) -> TaskState:
-        if not self._withheld:
+        if not self._given_env:
             return state
-        digests = {name: value for name, value in (state.env_digests or {}).items() if name not in self._withheld}
-        return evolve(state, env={**(state.env or {}), **self._withheld}, env_digests=digests or None)
+        digests = {name: value for name, value in (state.env_digests or {}).items() if name not in self._given_env}
+        return evolve(state, env={**(state.env or {}), **self._given_env}, env_digests=digests or None)
 
-    def _committed(self, ledger: str, state: TaskState, pending: Collection[TaskFact], history: History | None) -> None:
-        """Take note that a ledger now has the task at `state`, these of the handle's facts included."""
+    def _with_given_texts(self, state: TaskState, redact: Callable[[str], str] | None) -> TaskState:
+        """Return `state` with what this handle was given in place of what the ledger has redacted of it."""
+        if state.redacted is None:
+            return state
+        lost = self._view.redacted or ()
+        for field in state.redacted:
+            recorded, mine = getattr(state, field), getattr(self._view, field)
+            if redact is not None and mine is not None and field not in lost and redact(mine) == recorded:
+                self._given_texts[field] = (recorded, mine)
+        kept = {
+            field: self._given_texts[field][1]
+            for field in state.redacted
+            if field in self._given_texts and self._given_texts[field][0] == getattr(state, field)
+        }
+        redacted = tuple(field for field in state.redacted if field not in kept)
+        return evolve(state, **kept, redacted=redacted or None)
+
+    def _committed(
+        self,
+        ledger: str,
+        state: TaskState,
+        pending: Collection[TaskFact],
+        history: History | None,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        """Take note that a ledger now has the task at `state`, these of the handle's facts included, as redacted."""
         with self._lock:
             before = self._view.result
             self._recorded = state
@@ -540,7 +619,7 @@ class Task:
             if self._pending:
                 taken = set(map(id, pending))
                 self._pending = [fact for fact in self._pending if id(fact) not in taken]
-            self._view = state
+            self._view = self._with_given_texts(state, redact)
             for fact in list(self._pending):
                 try:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)

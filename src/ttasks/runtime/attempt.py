@@ -32,6 +32,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
+from ttasks.log.redaction import LineRedactor
 from ttasks.log.runner import process_start
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
@@ -93,7 +94,10 @@ class Attempt:
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
+        self._redaction = journal.redaction(task)
         self._cutters = {"stdout": LineCutter(), "stderr": LineCutter()}
+        self._has_printed = False
+        self._begin_printing()
         self._is_over = False
         self.is_settled = False
         self._pid: int | None = None
@@ -207,28 +211,30 @@ class Attempt:
 
     def _succeeded(self, value: Any) -> Ending:
         completed = value if isinstance(value, subprocess.CompletedProcess) else None
-        output = _text(completed.stdout) if completed is not None else value if isinstance(value, str) else ""
-        stderr = (_text(completed.stderr) if completed is not None else "") or None
+        returned = self._clean(str(value)) if isinstance(value, str) else None
+        output = self._clean(_text(completed.stdout)) if completed is not None else returned or ""
+        stderr = (self._clean(_text(completed.stderr)) if completed is not None else "") or None
         self._note_printed(completed)
         fact = TaskSucceeded(
             **self._span(),
             **_printed_error(stderr),
             returncode=_code(completed),
-            output=str(value) if isinstance(value, str) else None,
+            output=returned,
         )
         return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, value), None)
 
     def _failed(self, error: BaseException) -> Ending:
         completed = getattr(error, "completed", None)
         completed = completed if isinstance(completed, subprocess.CompletedProcess) else None
-        text = words(error) or type(error).__name__
+        said = words(error) or type(error).__name__
+        text = self._clean(said)
         reason = TerminationReason.HANDLER
         if isinstance(error, TaskTimeoutError):
             reason = TerminationReason.TIMEOUT
         elif isinstance(error, TaskExecutionError) and completed is not None:
             reason = TerminationReason.EXIT_CODE
         self._note_printed(completed)
-        was_printed = completed is not None and completed.stderr == text
+        was_printed = completed is not None and completed.stderr == said
         fact = TaskFailed(
             **self._span(),
             **(_printed_error(text) if was_printed else {"error": text}),
@@ -236,14 +242,14 @@ class Attempt:
             returncode=_code(completed),
             reason=reason.value,
         )
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         return Ending(fact, self._result(TaskStatus.FAILED, fact, output, text, completed), error)
 
     def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
         """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
         source = getattr(error, "completed", None) or value
         completed = source if isinstance(source, subprocess.CompletedProcess) else None
-        text = (words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
+        text = self._clean(words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
         self._note_printed(completed)
         fact = TaskCancelledFact(
             **self._span(),
@@ -252,7 +258,7 @@ class Attempt:
             returncode=_code(completed),
             reason=TerminationReason.CANCELLED.value,
         )
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         raised = error if isinstance(error, TaskCancelled | KeyboardInterrupt) else TaskCancelled(text)
         if isinstance(raised, TaskCancelled) and not raised.args[0]:
             raised = TaskCancelled(text, completed)
@@ -264,8 +270,11 @@ class Attempt:
         text = "its runner was stopped: what became of the work is unknown"
         fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
         completed = getattr(error, "completed", None)
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
+
+    def _clean(self, text: str) -> str:
+        return text if self._redaction is None else self._redaction.text(text)
 
     def _span(self) -> dict[str, Any]:
         return {
@@ -297,10 +306,12 @@ class Attempt:
         at = iso(clock.now())
         for stream, text in (("stdout", _text(completed.stdout)), ("stderr", _text(completed.stderr))):
             if text:
-                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, text))
+                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, self._clean(text)))
 
     def unwritten(self) -> list[TaskFact]:
         """Return the facts that the attempt's end takes along, oldest first."""
+        if self._has_printed:
+            self.finished_printing()  # its handler may run on, and be given up
         self._is_over = True
         facts = self._buffer.take() if self._buffer is not None else []
         if self._printed:
@@ -372,22 +383,48 @@ class Attempt:
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
         self._pid = pid
+        self._begin_printing()
         if self._buffer is not None:
             self._buffer.add(ProcessSpawned(self.number, pid, process_start(pid)))
 
-    def printed(self, stream: str, text: str) -> None:
-        """Take what it printed, as it was read."""
-        if self._is_over:
-            return
-        if self._buffer is not None:
+    def _begin_printing(self) -> None:
+        """Be ready for what a child process prints; a handler may run several, one after the other."""
+        redaction = self._redaction
+        self._redactors = None if redaction is None else {name: LineRedactor(redaction) for name in self._cutters}
+        self._has_finished_printing = False
+
+    def printed(self, stream: str, text: str) -> str:
+        """Take what it printed, as it was read; return what may be kept of that (SPEC §8)."""
+        if self._has_finished_printing or self._is_over:
+            return ""
+        self._has_printed = True
+        if self._redactors is not None:
+            text = self._redactors[stream].feed(text)
+        self._take_printed(stream, text)
+        return text
+
+    def _take_printed(self, stream: str, text: str) -> None:
+        if self._buffer is not None and text:
             self._buffer.printed(stream, text)
         if self._bus.has_subscribers:
-            self._publish_lines(stream, self._cutters[stream].cut(text))
+            with self._lock:
+                lines = self._cutters[stream].cut(text)
+            self._publish_lines(stream, lines)
 
-    def finished_printing(self) -> None:
-        """Publish last lines that have no line end."""
+    def finished_printing(self) -> dict[str, str]:
+        """Take and publish last lines that have no line end; return those that were held back."""
+        with self._lock:
+            if self._has_finished_printing:
+                return {}
+            self._has_finished_printing = True
+        held = {stream: redactor.finish() for stream, redactor in (self._redactors or {}).items()}
+        for stream, text in held.items():
+            self._take_printed(stream, text)
         for stream, cutter in self._cutters.items():
-            self._publish_lines(stream, cutter.finish())
+            with self._lock:
+                lines = cutter.finish()
+            self._publish_lines(stream, lines)
+        return held
 
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
         for line in lines:
@@ -406,6 +443,7 @@ class Attempt:
 
     def _progress(self, percent: float | None, message: str | None) -> None:
         at: datetime = clock.now()
+        message = message if message is None else self._clean(message)
         if self._buffer is not None and not self._is_over:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._bus.emit(

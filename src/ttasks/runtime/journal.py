@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskFact
 from ttasks.log.event_log import EventLog
+from ttasks.log.redaction import Redaction, read_redaction
+from ttasks.log.secrets import redaction_of
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.stores.ledger import LedgerStore
@@ -22,6 +25,9 @@ class Journal(Protocol):
     @property
     def log(self) -> EventLog | None:
         """The ledger; None: there is none."""
+
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what is kept out of everything that is recorded or published of a task; None: nothing."""
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record the entries, all or none; return the events of each entry's own facts, none without a ledger."""
@@ -44,6 +50,10 @@ class LedgerJournal:
         """The ledger."""
         return self._store._writable()
 
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what the ledger redacts of a task."""
+        return self._store._redaction(task)
+
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Append the entries."""
         return self._store._record(entries)
@@ -62,11 +72,16 @@ class LooseJournal:
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        self._redaction = read_redaction((), os.environ)
 
     @property
     def log(self) -> EventLog | None:
         """None."""
         return None
+
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what $TTASKS_REDACT says, and what is secret of the task's own variables."""
+        return redaction_of(self._redaction, task._given_env)
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Let the handles show the facts, all of them or none."""
