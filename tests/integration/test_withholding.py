@@ -335,6 +335,24 @@ def test_a_revision_that_is_redacted_to_the_same_text_stays_on_the_handle(any_st
     assert (task.title, loaded(any_store, task).title) == ("pin=2", "***")
 
 
+def test_what_somebody_else_wrote_since_is_shown_as_it_is(store: SQLiteStore) -> None:
+    task = Task.bash("true", title=PIN)
+    executor = TaskExecutor.empty(store)
+
+    def revise(context: TaskContext) -> None:
+        other = store.tasks[context.id]
+        other.title = "***"  # as a person may write it
+        store.tasks.save(other)
+        other.title = "other"
+        store.tasks.save(other)
+        other.title = "***"
+        store.tasks.save(other)
+
+    executor.register(TaskType.BASH, revise)
+    executor.execute(task)
+    assert (task.title, loaded(store, task).title) == ("***", "***")
+
+
 def test_the_handler_gets_the_payload_and_the_log_holds_it_redacted(any_store: LedgerStore) -> None:
     given: list[str] = []
     executor = TaskExecutor.empty(any_store)

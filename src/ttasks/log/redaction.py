@@ -58,6 +58,11 @@ class Redaction:
         self.kept_characters = max(line_characters_max // 4, *map(len, self.literals), 1)
         self.line_characters_max = max(line_characters_max, 2 * self.kept_characters)
 
+    @property
+    def is_idle(self) -> bool:
+        """True when there is nothing to look for, as where none of `names` is set."""
+        return not self.patterns and not self.literals
+
     def covers(self, other: Redaction | None) -> bool:
         """True when this one replaces all that `other` does."""
         return other is None or (

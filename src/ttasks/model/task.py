@@ -14,6 +14,7 @@ from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, loaded_result
 from ttasks.model.retry import FLOAT_MAX
 from ttasks.state import decide
@@ -101,8 +102,8 @@ class Task:
     """
 
     __slots__ = (
-        "__weakref__", "_given_env", "_given_texts", "_history", "_is_as_made", "_ledger", "_lock", "_missing_env",
-        "_on_cancel", "_pending", "_recorded", "_recording", "_result", "_seen", "_view",
+        "__weakref__", "_given", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
+        "_recording", "_result", "_seen", "_view",
     )  # fmt: skip
 
     def __init__(
@@ -165,11 +166,7 @@ class Task:
         self._ledger: str | None = None
         self._seen: dict[str, int] = {}
         self._is_as_made = True
-        # What the ledger withholds stays on the handle that was given it, and runs (SPEC §8): values of variables, and
-        # texts by field, each with what the ledger has in its place.
-        self._given_env = env
-        self._given_texts: dict[str, tuple[str, str]] = {}
-        self._missing_env: Collection[str] = ()
+        self._given = Given(env)
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
@@ -210,7 +207,7 @@ class Task:
         task._seen[ledger] = state.version
         task._is_as_made = False
         task._history = history
-        task._missing_env = tuple(state.env_digests or ())
+        task._given = Given(None, tuple(state.env_digests or ()))
         return task
 
     # --- what it shows -----------------------------------------------------------------------------------------------
@@ -244,7 +241,7 @@ class Task:
     def env(self) -> dict[str, str]:
         """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
         view = self._view
-        return {**(view.env_digests or {}), **(view.env or {}), **(self._given_env or {})}
+        return {**(view.env_digests or {}), **(view.env or {}), **(self._given.env or {})}
 
     @property
     def on_interrupted(self) -> str:
@@ -487,20 +484,11 @@ class Task:
         given = _check_env(env) or {}
         with self._lock:
             decide.check_may_change(self._view, "what is withheld")
-            missing = self._missing()
+            missing = self._given.missing(self._view)
             for name in (*texts, *(f"env[{name!r}]" for name in given)):
                 if name not in missing:
                     raise ValueError(f"{name} of task '{self.title}' is not withheld from this handle")
-            self._given_texts.update((field, (getattr(self._view, field), value)) for field, value in texts.items())
-            self._view = self._with_given_texts(self._view, None)
-            if given:
-                self._given_env = {**(self._given_env or {}), **given}
-                self._missing_env = tuple(name for name in self._missing_env if name not in given)
-
-    def _missing(self) -> tuple[str, ...]:
-        """Return what it needs to run that neither the ledger nor this handle has."""
-        texts = tuple(field for field in ("payload", "cwd") if field in (self._view.redacted or ()))
-        return (*texts, *(f"env[{name!r}]" for name in self._missing_env))
+            self._view = self._given.take(self._view, texts, given)
 
     def _check_whole(self) -> None:
         """Refuse to run without what the ledger withholds.
@@ -508,9 +496,7 @@ class Task:
         Raises:
             WithheldError: something of it has to be given again.
         """
-        if self._view.redacted is None and not self._missing_env:
-            return
-        missing = self._missing()
+        missing = self._given.missing(self._view)
         if missing:
             raise WithheldError(
                 f"task '{self.title}' ({self.id}) can't run as it was loaded: the ledger withholds its "
@@ -551,7 +537,7 @@ class Task:
                 pending = tuple(self._pending)
                 return Proposal(pending, self._recorded.version, pending)
             seen = self._seen.get(ledger, 0)
-            state = self._with_given_env(self._view)
+            state = self._given.with_env(self._view)
             if self._is_as_made and not seen:
                 return Proposal((_created(state),), 0)
             return Proposal(self._import(state), seen)
@@ -559,7 +545,7 @@ class Task:
     def _reimport(self, expected: int) -> Proposal:
         """Return what brings back a task that was deleted, whatever this handle has seen."""
         with self._lock:
-            return Proposal(self._import(self._with_given_env(self._view)), expected, tuple(self._pending))
+            return Proposal(self._import(self._given.with_env(self._view)), expected, tuple(self._pending))
 
     def _import(self, state: TaskState) -> tuple[TaskFact, ...]:
         imported = TaskImported(snapshot(state), ledger=self._ledger)
@@ -576,29 +562,6 @@ class Task:
         if isinstance(result.raw, CompletedProcess) and isinstance(result.raw.stderr, str):
             return result.raw.stderr
         return self._history.printed(self.id, attempt)["stderr"] if self._history is not None else ""
-
-    def _with_given_env(self, state: TaskState) -> TaskState:
-        if not self._given_env:
-            return state
-        digests = {name: value for name, value in (state.env_digests or {}).items() if name not in self._given_env}
-        return evolve(state, env={**(state.env or {}), **self._given_env}, env_digests=digests or None)
-
-    def _with_given_texts(self, state: TaskState, redact: Callable[[str], str] | None) -> TaskState:
-        """Return `state` with what this handle was given in place of what the ledger has redacted of it."""
-        if state.redacted is None:
-            return state
-        lost = self._view.redacted or ()
-        for field in state.redacted:
-            recorded, mine = getattr(state, field), getattr(self._view, field)
-            if redact is not None and mine is not None and field not in lost and redact(mine) == recorded:
-                self._given_texts[field] = (recorded, mine)
-        kept = {
-            field: self._given_texts[field][1]
-            for field in state.redacted
-            if field in self._given_texts and self._given_texts[field][0] == getattr(state, field)
-        }
-        redacted = tuple(field for field in state.redacted if field not in kept)
-        return evolve(state, **kept, redacted=redacted or None)
 
     def _committed(
         self,
@@ -619,7 +582,7 @@ class Task:
             if self._pending:
                 taken = set(map(id, pending))
                 self._pending = [fact for fact in self._pending if id(fact) not in taken]
-            self._view = self._with_given_texts(state, redact)
+            self._view = self._given.with_texts(state, self._view, redact)
             for fact in list(self._pending):
                 try:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)

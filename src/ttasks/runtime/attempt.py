@@ -94,7 +94,8 @@ class Attempt:
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
-        self._redaction = journal.redaction(task)
+        redaction = journal.redaction(task)
+        self._redaction = None if redaction is None or redaction.is_idle else redaction
         self._cutters = {"stdout": LineCutter(), "stderr": LineCutter()}
         self._has_printed = False
         self._begin_printing()
