@@ -80,24 +80,20 @@ def split_env(
 
 def withhold(fact: Fact, key: str, redaction: Redaction | None = None) -> Fact:
     """Return `fact` as it may be recorded."""
-    fact = _without_secret_values(fact, key, redaction)
+    if isinstance(fact, TaskCreated | TaskStarted):
+        if fact.env:
+            plain, digests = split_env(fact.env, key, redaction)
+            fact = replace(fact, env=plain, env_digests={**(fact.env_digests or {}), **(digests or {})} or None)
+    elif isinstance(fact, TaskImported) and fact.state.get("env"):
+        fact = replace(fact, state=_state_without_secret_values(fact.state, key, redaction))
     return fact if redaction is None else _redacted(fact, redaction)
 
 
-def _without_secret_values(fact: Fact, key: str, redaction: Redaction | None) -> Fact:
-    if isinstance(fact, TaskCreated | TaskStarted):
-        if not fact.env:
-            return fact
-        plain, digests = split_env(fact.env, key, redaction)
-        return replace(fact, env=plain, env_digests={**(fact.env_digests or {}), **(digests or {})} or None)
-    if isinstance(fact, TaskImported) and fact.state.get("env"):
-        plain, digests = split_env(fact.state["env"], key, redaction)
-        state = {name: value for name, value in fact.state.items() if name not in ("env", "env_digests")}
-        kept = {**(fact.state.get("env_digests") or {}), **(digests or {})}
-        return replace(
-            fact, state={**state, **({"env": plain} if plain else {}), **({"env_digests": kept} if kept else {})}
-        )
-    return fact
+def _state_without_secret_values(state: Mapping[str, Any], key: str, redaction: Redaction | None) -> dict[str, Any]:
+    plain, digests = split_env(state["env"], key, redaction)
+    others = {name: value for name, value in state.items() if name not in ("env", "env_digests")}
+    kept = {**(state.get("env_digests") or {}), **(digests or {})}
+    return {**others, **({"env": plain} if plain else {}), **({"env_digests": kept} if kept else {})}
 
 
 # --- texts in facts --------------------------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ class Given:
 
     def missing(self, view: TaskState) -> tuple[str, ...]:
         """Return what it takes to run the task that the handle, which shows `view`, does not have."""
-        if view.redacted is None and not self.missing_env:
-            return ()
         texts = tuple(field for field in ("payload", "cwd") if field in (view.redacted or ()))
         return (*texts, *(f"env[{name!r}]" for name in self.missing_env))
 
@@ -48,17 +46,15 @@ class Given:
             view: what the handle showed when that was recorded.
             redact: how it was redacted; None: not at all.
         """
-        if state.redacted is None:
-            return state
+        redacted = state.redacted or ()
         if redact is not None:
-            for field in set(state.redacted) - set(view.redacted or ()):
+            for field in set(redacted) - set(view.redacted or ()):
                 recorded, mine = getattr(state, field), getattr(view, field)
                 if mine is not None and redact(mine) == recorded:
                     self._texts[field] = recorded, mine
         kept = {
             field: text
             for field, (recorded, text) in self._texts.items()
-            if field in state.redacted and getattr(state, field) == recorded
+            if field in redacted and getattr(state, field) == recorded
         }
-        redacted = tuple(field for field in state.redacted if field not in kept)
-        return evolve(state, **kept, redacted=redacted or None)
+        return evolve(state, **kept, redacted=tuple(field for field in redacted if field not in kept) or None)

@@ -496,6 +496,8 @@ class Task:
         Raises:
             WithheldError: something of it has to be given again.
         """
+        if self._view.redacted is None and not self._given.missing_env:
+            return
         missing = self._given.missing(self._view)
         if missing:
             raise WithheldError(
@@ -582,7 +584,7 @@ class Task:
             if self._pending:
                 taken = set(map(id, pending))
                 self._pending = [fact for fact in self._pending if id(fact) not in taken]
-            self._view = self._given.with_texts(state, self._view, redact)
+            self._view = state if state.redacted is None else self._given.with_texts(state, self._view, redact)
             for fact in list(self._pending):
                 try:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)

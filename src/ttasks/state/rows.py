@@ -143,7 +143,7 @@ def task_row(state: TaskState) -> Row:
         int(state.is_deleted),
         state.version,
         *ending,
-        _json(state.redacted),
+        None if state.redacted is None else to_json(state.redacted),
     )
 
 
