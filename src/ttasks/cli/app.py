@@ -128,6 +128,17 @@ def events(
 
 
 @command.command()
+@click.argument("id")
+@ledger_option
+@says_errors
+def cancel(id: str, ledger: Path | None) -> None:
+    """Cancel a task, or the run of a graph, whoever runs it: ID is its id, or the beginning or end of it."""
+    from ttasks.cli.act import cancel_by_id
+
+    cancel_by_id(ledger_path(ledger), id)
+
+
+@command.command()
 @click.option("--head", metavar="HASH", help="The hash of an event that has to be there: finds a tail that was cut.")
 @ledger_option
 @says_errors
