@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal
 
 from ttasks.errors import TtasksError
 from ttasks.events.codec import FACT_TYPES, to_json
-from ttasks.events.envelope import OpaqueEvent, RecordedEvent
+from ttasks.events.envelope import OpaqueEvent
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
-from ttasks.log.projection import TABLES, GraphFold, StreamFold, TaskFold, all_rows, key_columns, new_fold, put, select
-from ttasks.log.reading import ENVELOPE, Readers, event_of
+from ttasks.log.projection import TABLES, key_columns, put, select
+from ttasks.log.query import ENVELOPE
+from ttasks.log.reading import Readers, event_of, in_one_view
+from ttasks.log.replay import Replay
 from ttasks.state import rows
-from ttasks.state.graph import RunState
-from ttasks.state.task import AttemptState
 
 PROBLEMS_MAX: Final = 50
 _LONE_SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
@@ -64,39 +63,6 @@ class Report:
             self.problems.append(Problem(promise, position, text))
 
 
-class Replay:
-    """The whole log folded, event by event, into everything that has a row."""
-
-    def __init__(self) -> None:
-        self._folds: dict[str, StreamFold] = {}
-        self._attempts: dict[tuple[str, int], AttemptState] = {}
-        self._runs: dict[tuple[str, int], RunState] = {}
-
-    def version(self, stream: str) -> int:
-        """Return how many events of a stream were folded."""
-        fold = self._folds.get(stream)
-        return fold.version if fold is not None else 0
-
-    def apply(self, event: RecordedEvent) -> None:
-        """Fold one more event; they have to come in the log's order."""
-        fold = self._folds.get(event.stream)
-        if fold is None:
-            fold = self._folds[event.stream] = new_fold(event.stream)
-        fold.apply(event)
-        if isinstance(fold, TaskFold) and fold.attempt is not None:
-            self._attempts[fold.task_id, fold.attempt.attempt] = fold.attempt
-        elif isinstance(fold, GraphFold) and fold.run is not None:
-            self._runs[fold.graph_id, fold.run.run] = fold.run
-
-    def rows(self) -> Iterator[tuple[str, rows.Row]]:
-        """Yield (table, row) for every row that the log comes to."""
-        yield from all_rows(iter(self._folds.values()))
-        for attempt in self._attempts.values():
-            yield "attempts", rows.attempt_row(attempt)
-        for run in self._runs.values():
-            yield "runs", rows.run_row(run)
-
-
 def verify(readers: Readers, *, head: str | None = None) -> Report:
     """Check every promise that a ledger's content can break, in one consistent view of it.
 
@@ -107,19 +73,18 @@ def verify(readers: Readers, *, head: str | None = None) -> Report:
     Returns:
         The report; a broken promise is in it, not raised.
     """
-    report = Report()
-    replay = Replay()
-    with readers.connection() as connection:
-        connection.execute("BEGIN")
-        try:
-            knows_head = _check_events(connection, replay, report, head)
-            if head is not None and not knows_head:
-                text = f"no event has the hash {head}: the events up to it were cut off, or written anew"
-                report._add("completeness", None, text)
-            _check_rows(connection, replay, report)
-        finally:
-            connection.execute("ROLLBACK")
-    return report
+
+    def check(connection: sqlite3.Connection) -> Report:
+        report = Report()
+        replay = Replay()
+        knows_head = _check_events(connection, replay, report, head)
+        if head is not None and not knows_head:
+            text = f"no event has the hash {head}: the events up to it were cut off, or written anew"
+            report._add("completeness", None, text)
+        _check_rows(connection, replay, report)
+        return report
+
+    return readers.ask(in_one_view(check))
 
 
 def _check_events(connection: sqlite3.Connection, replay: Replay, report: Report, head: str | None) -> bool:
