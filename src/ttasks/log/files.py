@@ -99,12 +99,40 @@ def open_writer(path: Path | None, *, durability: str) -> sqlite3.Connection:
     if path is None:
         upgrade(connection)
         return connection
-    # NORMAL is faster, but in WAL mode a commit may roll back after power loss
-    # (sqlite.org/pragma.html#pragma_synchronous). A ledger that forgets is not one, unless its user asked for it.
-    connection.execute(f"PRAGMA synchronous = {'NORMAL' if durability == 'normal' else 'FULL'}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    try:
+        # NORMAL is faster, but in WAL mode a commit may roll back after power loss
+        # (sqlite.org/pragma.html#pragma_synchronous). A ledger that forgets is not one, unless its user asked for it.
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if durability == 'normal' else 'FULL'}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+_MAY_PASS: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What may come of reading a file: where SQLite's own message quotes garbage, Python fails to make an error of it."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """True where it is the file's content that SQLite (or Python) can't read, and not the disk or the moment."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _MAY_PASS
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -125,7 +153,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 def _connect_reader(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
     try:
-        connection.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except BaseException:
         connection.close()
         raise

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, NotALedgerError
+from ttasks.errors import DamagedLedgerError, LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.events.codec import decode, from_iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import LedgerCreated, TaskOutput, TaskSucceeded
@@ -32,6 +32,9 @@ PAGE_EVENTS: Final = 1000
 PARAMETERS_MAX: Final = 500
 """How many values a query is given at a time: older builds of SQLite take no more than 999."""
 
+Stored = TypeVar("Stored")
+State = TypeVar("State")
+
 ENVELOPE: Final = "position, stream, version, type, type_version, recorded_at, runner, cause, data, hash"
 
 
@@ -45,7 +48,7 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
     try:
         fact = decode(type_, type_version, data)
         return RecordedEvent(position, stream, version, from_iso(recorded_at), runner, cause, fact, hash_)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
 
 
@@ -89,19 +92,24 @@ class Readers:
         assert self.path is not None
         with self._mutex:
             forks, connection = self._forks, self._idle.pop() if self._idle else None
-        if connection is None:
-            try:
-                connection = files.open_reader(self.path)
-            except sqlite3.Error as error:
-                raise LedgerUnwritableError(f"the ledger {self.path} can't be read: {error}") from error
         try:
+            if connection is None:
+                connection = files.open_reader(self.path)
             yield connection
-        except BaseException:
-            connection.close()
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, files.SQLITE_ERRORS) and not isinstance(error, sqlite3.ProgrammingError):
+                raise self._unreadable(error) from error
             raise
         with self._mutex:
             if self._forks == forks:
                 self._idle.append(connection)
+
+    def _unreadable(self, error: BaseException) -> LedgerError:
+        if files.is_damage(error):
+            return DamagedLedgerError(f"the ledger {self.path} is damaged: {error}; `ttasks verify` says more")
+        return LedgerUnwritableError(f"the ledger {self.path} can't be read: {error}")
 
     def close(self) -> None:
         """Close the connections that nobody uses; asking again opens new ones."""
@@ -126,6 +134,15 @@ class Readers:
         with self.connection() as connection:
             row: tuple[Any, ...] | None = connection.execute(query, parameters).fetchone()
             return row
+
+    def _read(self, read: Callable[[Stored], State], stored: Stored) -> State:
+        try:
+            return read(stored)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DamagedLedgerError(
+                f"a row of {self.path} can't be read ({error!r}); `ttasks verify` says which, "
+                "and `ttasks rebuild` makes all rows again"
+            ) from error
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -173,17 +190,18 @@ class Readers:
     def task(self, task_id: str) -> TaskState | None:
         """Return a task as its row has it, deleted ones too; None where there is none."""
         row = self._one(select("tasks", "WHERE id = ?"), (task_id,))
-        return rows.task_state(row) if row is not None else None
+        return self._read(rows.task_state, row) if row is not None else None
 
     def tasks(self) -> list[TaskState]:
         """Return the tasks that are not deleted, in (created_at, id) order."""
         found = self._all(select("tasks", "WHERE is_deleted = 0 ORDER BY created_at, id"))
-        return [rows.task_state(row) for row in found]
+        return [self._read(rows.task_state, row) for row in found]
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:
         """Return a graph's tasks by id, deleted ones too."""
         of_graph = "WHERE id IN (SELECT task_id FROM graph_tasks WHERE graph_id = ?)"
-        return {row[0]: rows.task_state(row) for row in self._all(select("tasks", of_graph), (graph_id,))}
+        found = self._all(select("tasks", of_graph), (graph_id,))
+        return {row[0]: self._read(rows.task_state, row) for row in found}
 
     def ids(self, table: str) -> list[str]:
         """Return the ids in ``tasks`` or ``graphs`` that are not deleted, in (created_at, id) order."""
@@ -209,7 +227,7 @@ class Readers:
     def attempts(self, task_id: str) -> list[AttemptState]:
         """Return a task's attempts, oldest first."""
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
-        return [rows.attempt_state(row) for row in found]
+        return [self._read(rows.attempt_state, row) for row in found]
 
     def printed(self, task_id: str, attempt: int) -> dict[str, str]:
         """Return what an attempt printed, whole: ``stdout`` and ``stderr``."""
@@ -251,19 +269,19 @@ class Readers:
     def graph(self, graph_id: str) -> GraphState | None:
         """Return a graph as its rows have it, a deleted one too; None where there is none."""
         with self.connection() as connection:
-            return load_graph(connection, graph_id)
+            return self._read(lambda id_: load_graph(connection, id_), graph_id)
 
     def graphs(self) -> list[tuple[GraphState, dict[TaskStatus, int]]]:
         """Return the graphs that are not deleted, without members, with how many tasks stand where; newest first."""
         with self.connection() as connection:
             found = connection.execute(select("graphs", "WHERE is_deleted = 0 ORDER BY created_at DESC, id DESC"))
-            states = [rows.graph_state(row, (), ()) for row in found.fetchall()]
+            states = [self._read(lambda row: rows.graph_state(row, (), ()), row) for row in found.fetchall()]
             counted = connection.execute(
                 "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"
             ).fetchall()
         counts: dict[str, dict[TaskStatus, int]] = {}
         for graph_id, status, count in counted:
-            counts.setdefault(graph_id, {})[TaskStatus(status)] = count
+            counts.setdefault(graph_id, {})[self._read(TaskStatus, status)] = count
         return [(state, counts.get(state.id, {})) for state in states]
 
     def ids_like(self, table: str, part: str) -> list[str]:
@@ -277,12 +295,12 @@ class Readers:
             found = self._all(select("runs", "ORDER BY position"))
         else:
             found = self._all(select("runs", "WHERE graph_id = ? ORDER BY run"), (graph_id,))
-        return [rows.run_state(row) for row in found]
+        return [self._read(rows.run_state, row) for row in found]
 
     def runner(self, position: int) -> RunnerState | None:
         """Return the runner registered at a position."""
         row = self._one(select("runners", "WHERE position = ?"), (position,))
-        return rows.runner_state(row) if row is not None else None
+        return self._read(rows.runner_state, row) if row is not None else None
 
 
 _READERS: weakref.WeakSet[Readers] = weakref.WeakSet()

@@ -13,7 +13,8 @@ from ttasks.events.codec import decode, encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.log.chain import GENESIS, event_hash
-from ttasks.log.projection import LEDGER_STREAM, StreamFold, TaskFold, load_fold
+from ttasks.log.projection import LEDGER_STREAM, TABLES, StreamFold, TaskFold, load_fold
+from ttasks.log.reading import ENVELOPE, event_of
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
@@ -113,11 +114,24 @@ class Transaction:
         Raises:
             DamagedLedgerError: it is missing, or not a LedgerCreated.
         """
-        row = self._connection.execute("SELECT type, type_version, data FROM events WHERE position = 1").fetchone()
-        fact = decode(*row) if row is not None else None
+        row = self._connection.execute(f"SELECT {ENVELOPE} FROM events WHERE position = 1").fetchone()  # noqa: S608
+        fact = event_of(row).fact if row is not None else None
         if not isinstance(fact, LedgerCreated):
-            raise DamagedLedgerError("event 1 is not a LedgerCreated; `ttasks verify` says more")
+            raise DamagedLedgerError("event 1 is not a LedgerCreated; nothing was written. `ttasks verify` says more")
         return fact
+
+    def is_empty(self) -> bool:
+        """Return whether nothing was recorded yet.
+
+        Raises:
+            DamagedLedgerError: no event is there, but rows are, which follow from events.
+        """
+        if self._connection.execute("SELECT 1 FROM events LIMIT 1").fetchone() is not None:
+            return False
+        for table in TABLES:
+            if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None:  # noqa: S608
+                raise DamagedLedgerError(f"the log is empty, but {table} has rows: it was emptied; nothing was written")
+        return True
 
     def commit(self, group: Sequence[Sequence[Encoded]], at: Callable[[], datetime], committed: list[Outcomes]) -> None:
         """Append what every request of the group wants, in one commit; a refusal of one leaves the others alone.
