@@ -18,6 +18,7 @@ import pytest
 from ledgers import contents, forge, make_ledger, rehash, tampering
 from strategies import created
 from ttasks.log.event_log import EventLog
+from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION
 from ttasks.log.reading import Readers
 from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
@@ -202,12 +203,18 @@ def test_what_can_not_be_read_ends_in_a_sentence(
 
 def test_a_ledger_of_a_format_that_it_does_not_know_is_refused(ledger: Path) -> None:
     with contextlib.closing(sqlite3.connect(ledger)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
 
     done = check(ledger)
 
     assert done.returncode == 2
     assert "is no ledger of a format that this script knows" in done.stderr
+
+
+def test_the_script_knows_every_format_that_ttasks_knows() -> None:
+    known = runpy.run_path(str(SCRIPT))["FORMATS"]
+
+    assert list(known) == [[APPLICATION_ID, version] for version in range(1, SCHEMA_VERSION + 1)]
 
 
 def test_the_script_is_short_enough_to_be_read() -> None:

@@ -500,11 +500,12 @@ def test_a_time_in_another_form_shows_whatever_its_hash(ledger: Path, column: st
 VALUES = [None, True, -1, 2**63, 10**400, 1e308, "1e999", "NaN", "", "x", "\0", "\ud800", [], ["x"], {}, {"x": "y"}]
 
 
+@pytest.mark.campaign
 def test_no_value_of_any_field_breaks_verify_or_rebuild(original: Path, tmp_path: Path) -> None:
     cases = []
     for position, *_, text, _ in contents(original)["events"]:
         cases += [(position, field, value) for field in json.loads(text) for value in VALUES]
-    some = cases if CAMPAIGN else random.Random(1).sample(cases, 150)
+    some = random.Random(1).sample(cases, 1500 if CAMPAIGN else 150)
     for position, field, value in some:
         path = Path(shutil.copy(original, tmp_path / "ledger.db"))
         with tampering(path) as connection:
@@ -522,7 +523,7 @@ def test_no_value_of_any_field_breaks_verify_or_rebuild(original: Path, tmp_path
             left = verify(path).problems
             assert [problem for problem in found if problem[0] != "rows"] == left, (position, field, value)
         else:
-            assert {promise for promise, _ in found} & {"form", "order"}, (position, field, value)
+            assert found, (position, field, value)
 
 
 # --- the tail, and the whole chain ----------------------------------------------------------------------------------
@@ -835,12 +836,13 @@ def test_a_file_that_was_cut_is_said_to_be_damaged(ledger: Path, share: float) -
         assert ttasks(other, ledger).exit_code in (0, 1, 2)
 
 
+@pytest.mark.campaign
 def test_no_byte_can_flip_so_that_a_clean_ledger_says_something_else(original: Path, tmp_path: Path) -> None:
     said = contents(original)
     content = original.read_bytes()
     chance = random.Random(2)
     found = 0
-    for _ in range(10_000 if CAMPAIGN else 200):
+    for _ in range(3000 if CAMPAIGN else 200):
         place, mask = chance.randrange(100, len(content)), 1 << chance.randrange(8)
         path = tmp_path / "ledger.db"
         path.write_bytes(content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -15,6 +16,29 @@ from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
+_MAY_PASS: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What may come of reading a file: where SQLite's own message quotes garbage, Python fails to make an error of it."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """True where it is the file's content that SQLite (or Python) can't read, and not the disk or the moment."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _MAY_PASS
+
 
 def lock_path(path: Path) -> Path:
     """Return the side file that writers of this ledger lock."""
@@ -22,9 +46,10 @@ def lock_path(path: Path) -> Path:
 
 
 def schema_version(path: Path) -> int | None:
-    """Return the schema version of the ledger at `path`, read from its header; None where there is no file yet.
+    """Return the schema version of the ledger at `path`; None where there is no file yet.
 
-    An empty file counts as none. The file is only read, so one that isn't ours stays as it is.
+    An empty file counts as none. It is read from the file's header, and from the WAL where a later one is there. The
+    file is only read, so one that isn't ours stays as it is.
 
     Raises:
         NotALedgerError: the file is something else, or a ledger of a newer ttasks.
@@ -49,11 +74,26 @@ def schema_version(path: Path) -> int | None:
         raise NotALedgerError(
             f"{path} is a SQLite database, but not a ledger (it has no schema_version of one); it was left untouched"
         )
+    version = max(version, _version_in_wal(path))
     if version > SCHEMA_VERSION:
         raise NotALedgerError(
             f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
             "it was left untouched. Upgrade ttasks to use it"
         )
+    return int(version)
+
+
+def _version_in_wal(path: Path) -> int:
+    """Return the schema version that a migration left in the WAL: it was killed, or has the ledger open."""
+    wal = path.with_name(path.name + "-wal")
+    if not wal.exists() or wal.stat().st_size == 0:
+        return 0
+    try:
+        # Read-only, because closing another connection could move the WAL into the file.
+        with closing(sqlite3.connect(_address(path) + "?mode=ro", uri=True, timeout=1)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
+        return 0
     return int(version)
 
 
@@ -111,33 +151,9 @@ def open_writer(path: Path | None, *, durability: str) -> sqlite3.Connection:
     return connection
 
 
-_MAY_PASS: Final = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
-)
-
-
-SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
-"""What may come of reading a file: where SQLite's own message quotes garbage, Python fails to make an error of it."""
-
-
-def is_damage(error: BaseException) -> bool:
-    """True where it is the file's content that SQLite (or Python) can't read, and not the disk or the moment."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _MAY_PASS
-
-
 def open_reader(path: Path) -> sqlite3.Connection:
     """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written."""
-    address = "file:" + quote(os.fsencode(path.absolute()))
+    address = _address(path)
     try:
         connection = _connect_reader(address + "?mode=ro")
     except sqlite3.OperationalError:
@@ -148,6 +164,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
         connection = _connect_reader(address + "?immutable=1")
     connection.execute("PRAGMA query_only = 1")
     return connection
+
+
+def _address(path: Path) -> str:
+    return "file:" + quote(os.fsencode(path.absolute()))
 
 
 def _connect_reader(address: str) -> sqlite3.Connection:

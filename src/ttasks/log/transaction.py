@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from ttasks.errors import DamagedLedgerError, StreamConflictError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
 from ttasks.events.codec import decode, encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.log.chain import GENESIS, event_hash
+from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.projection import LEDGER_STREAM, TABLES, StreamFold, TaskFold, load_fold
 from ttasks.log.reading import ENVELOPE, event_of
 from ttasks.state.task import TaskState
@@ -144,6 +145,7 @@ class Transaction:
 
         Raises:
             sqlite3.Error: the database refused. Nothing of any request was written.
+            LedgerUnwritableError: the schema is another by now. Nothing of any request was written.
         """
         connection = self._connection
         outcomes: Outcomes = []
@@ -153,6 +155,7 @@ class Transaction:
         self._is_whole = False
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self._check_schema()
             self._read_head()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
             outcomes.extend(self._stage_request(staged, request) for request in group)
@@ -176,6 +179,15 @@ class Transaction:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._is_whole = True
+
+    def _check_schema(self) -> None:
+        # A newer ttasks may have opened the ledger, and migrated it, since this process did.
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise LedgerUnwritableError(
+                f"the ledger was migrated to schema_version {version} while it was in use here, and this ttasks knows "
+                f"{SCHEMA_VERSION}; nothing was written. Go on with the ttasks that migrated it"
+            )
 
     def _read_head(self) -> None:
         head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
@@ -266,6 +278,7 @@ class Transaction:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
+            self._check_schema()
             for table in tables:
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608
             count = refill(connection)

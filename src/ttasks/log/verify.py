@@ -376,14 +376,14 @@ def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
         report._add("schema", None, f"it can't be read: {error}")
         return
     expected = {(type_, name): (table, sql) for type_, name, table, sql in current_schema()}
-    for (type_, name), (table, sql) in sorted(expected.items()):
+    for (type_, name), (table, sql) in sorted(expected.items(), key=repr):
         if (type_, name) not in found:
             guard = ": the database no longer refuses it" if type_ == "trigger" else ""
             report._add("schema", None, f"the {type_} {name} is missing{guard}")
         elif found[type_, name] != (table, sql):
             report._add("schema", None, f"the {type_} {name} is not as ttasks made it: {_shown(found[type_, name][1])}")
     ours = {name for type_, name in expected if type_ in ("table", "view")}
-    for (type_, name), (table, _) in sorted(found.items()):
+    for (type_, name), (table, _) in sorted(found.items(), key=repr):  # a damaged name may be anything
         if (type_, name) not in expected and table in ours:
             report._add("schema", None, f"the {type_} {name} on {table} is none that ttasks made")
 
