@@ -75,6 +75,9 @@ class WorkflowError(TtasksError, ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(self._line(*problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self.problems)
+
     def _line(self, line: int | None, task: str | None, text: str) -> str:
         place = f"{self.path}:{line}" if line is not None else f"{self.path}"
         return f"{place}: task '{task}': {text}" if task is not None else f"{place}: {text}"
@@ -107,15 +110,22 @@ class LedgerUnwritableError(LedgerError):
 class StreamConflictError(LedgerError):
     """Somebody else appended to this stream first. Nothing was written: load again and decide again.
 
-    `stream`, `expected_version` (what the caller had seen) and `version` (what the ledger holds) are attributes.
+    `stream`, `expected_version` (what the caller had seen) and `version` (what the ledger holds) are attributes; `by`
+    says in words what the last event is and who recorded it.
     """
 
-    def __init__(self, stream: str, expected_version: int, version: int, detail: str = "") -> None:
+    def __init__(self, stream: str, expected_version: int, version: int, detail: str = "", by: str = "") -> None:
         self.stream = stream
         self.expected_version = expected_version
         self.version = version
+        self.detail = detail
+        self.by = by
         seen = f"{stream} has {version} events, {expected_version} were seen"
-        super().__init__(f"{detail or seen}; nothing was written: load it again and decide again")
+        was_faster = f" ({by})" if by else ""
+        super().__init__(f"{detail or seen}{was_faster}; nothing was written: load it again and decide again")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.stream, self.expected_version, self.version, self.detail, self.by)
 
 
 class UnknownEventError(LedgerError):
@@ -143,6 +153,14 @@ class UnknownEventError(LedgerError):
 
 class DamagedLedgerError(LedgerError):
     """What is stored is not what ttasks writes: an event that can't be decoded, or facts out of order."""
+
+
+def words(error: BaseException) -> str:
+    """Return the text of an error, also of one that can't say it."""
+    try:
+        return str(error)
+    except Exception as odd:  # noqa: BLE001 - an error without words is still an error
+        return f"{type(error).__name__}, which has no text: {odd!r}"
 
 
 for _error in list(vars().values()):

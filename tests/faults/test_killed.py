@@ -14,9 +14,9 @@ import textwrap
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
+from processes import alive
 from ttasks.log.reading import Readers
 from ttasks.log.verify import verify
 
@@ -51,15 +51,6 @@ def end_group_of(ledger: Path) -> None:
         for (data,) in connection.execute("SELECT data FROM events WHERE type = 'ProcessSpawned'"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(json.loads(data)["pid"], signal.SIGKILL)
-
-
-def live_members(group: int) -> list[int]:
-    members = []
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                members.append(process.pid)
-    return members
 
 
 @pytest.fixture
@@ -117,7 +108,7 @@ def test_ctrl_c_cancels_runs_finally_tasks_and_leaves_no_process(tmp_path: Path,
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert live_members(group) == []
+    assert alive(group) == []
     assert "NOT OK: 1 pending, 2 succeeded, 1 cancelled" in rest
     with contextlib.closing(sqlite3.connect(ledger)) as connection:
         assert connection.execute("SELECT status, cancel_requested_by IS NOT NULL, why FROM runs").fetchall() == [
@@ -136,7 +127,7 @@ def test_a_termination_is_recorded_as_an_interruption(tmp_path: Path, slow: Path
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert live_members(group) == []
+    assert alive(group) == []
     with contextlib.closing(sqlite3.connect(ledger)) as connection:
         assert connection.execute("SELECT status FROM runs").fetchall() == [("interrupted",)]
         statuses = dict(connection.execute("SELECT name, status FROM tasks").fetchall())
@@ -161,7 +152,7 @@ def test_every_event_that_was_reported_with_a_record_survives_kill_9(tmp_path: P
     ledger = tmp_path / "ledger.db"
     subprocess.run([sys.executable, "-c", WRITER, str(ledger), "1"], check=True, capture_output=True)
     reported: set[int] = set()
-    for round_ in range(100 if CAMPAIGN else 5):
+    for round_ in range(300 if CAMPAIGN else 5):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(ledger), "100000"], stdout=subprocess.PIPE)
         for _ in range(1 + round_ * 7 % 40):
             reported.add(int(writer.stdout.readline()))

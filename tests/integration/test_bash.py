@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,14 @@ import psutil
 import pytest
 from freezegun import freeze_time
 
+from processes import PATIENCE_S, alive, in_thread, until
 from ttasks import (
     LedgerUnwritableError,
     RetryPolicy,
     SQLiteStore,
     Task,
     TaskCancelled,
+    TaskContext,
     TaskEvent,
     TaskExecutionError,
     TaskExecutor,
@@ -32,9 +32,9 @@ from ttasks import (
     TaskTimeoutError,
 )
 from ttasks.events.facts import ProcessSpawned, TaskOutput
+from ttasks.handlers.shell import bash_handler
 from ttasks.log.verify import verify
 
-PATIENCE_S = 20
 IS_CAMPAIGN = os.environ.get("TTASKS_CAMPAIGN") == "full"
 
 
@@ -73,39 +73,6 @@ def printed(store: SQLiteStore, task: Task) -> list[tuple[str, str]]:
     events = store._readers.events(stream=f"task-{task.id}", type="TaskOutput")
     chunks = [chunk for event in events if isinstance(event.fact, TaskOutput) for chunk in event.fact.chunks]
     return [(stream, text) for stream, _, text in chunks]
-
-
-def alive(group: int) -> list[psutil.Process]:
-    """Return the processes of a group that have not ended; zombies have."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Look until `condition` holds, and return what it gives; fail where it never does."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it never came"
-        threading.Event().wait(0.005)
-    return value
-
-
-def in_thread(work: Callable[[], Any]) -> Future[Any]:
-    """Run `work` in a thread of its own that can't keep the tests from ending."""
-    future: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return future
 
 
 # --- ends and texts --------------------------------------------------------------------------------------------------
@@ -188,6 +155,13 @@ def test_each_attempt_of_a_script_keeps_its_own_output(store: SQLiteStore, here:
     TaskExecutor(store).execute(task, retry_policy=RetryPolicy(5))
     assert [store._readers.printed(task.id, attempt)["stdout"].strip() for attempt in (1, 2, 3)] == ["1", "2", "3"]
     assert store.tasks[task.id].result.output.strip() == "3"
+
+
+def test_a_script_runs_in_a_context_made_by_hand_and_nothing_is_recorded() -> None:
+    task = Task.bash("echo out; seq 50000 >&2")
+    completed = bash_handler(TaskContext(task))
+    assert (completed.stdout, len(completed.stderr.splitlines())) == ("out\n", 50_000)
+    assert (task.status, task.attempts) == (TaskStatus.PENDING, 0)
 
 
 # --- what a script is given ------------------------------------------------------------------------------------------
@@ -473,7 +447,43 @@ def test_a_group_that_ignores_sigterm_is_killed() -> None:
     )
     assert task.result is not None
     assert alive(int(task.result.output)) == []
-    assert task.result.duration < 10
+    assert 5 <= task.result.duration < 10
+
+
+IGNORING = '(trap "" TERM; while :; do sleep 1000; done) &'
+"""A background child that ignores SIGTERM."""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"{IGNORING} echo $$; exec sleep 1000",
+        f"{IGNORING} echo $$",
+        f"echo $$; bash -c '{IGNORING} exec sleep 1000 >&- 2>&-' & sleep 1000",
+        "echo $$; kill -STOP $$",
+    ],
+    ids=["its script obeys", "its script is over", "a grandchild", "stopped"],
+)
+@pytest.mark.parametrize("how", ["time-out", "cancel"])
+def test_what_does_not_heed_sigterm_is_killed_with_its_group(
+    script: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttasks.handlers.process.TERM_WAIT_S", 0.2)
+    executor = TaskExecutor()
+    if how == "cancel":
+        executor.events.subscribe(lambda event: executor.cancel(task) if event.type == "output" else None)
+    task = Task.bash(script, timeout=0.5 if how == "time-out" else PATIENCE_S)
+    with pytest.raises((TaskTimeoutError, TaskCancelled)):
+        executor.execute(task)
+    assert task.result is not None
+    assert task.result.termination_reason == ("timeout" if how == "time-out" else "cancelled")
+    assert alive(int(task.result.output)) == []
+
+
+def test_a_script_that_closed_its_output_is_still_under_its_limit() -> None:
+    task = timed_out("echo $$; exec >&- 2>&-; sleep 1000")
+    assert task.result is not None
+    assert alive(int(task.result.output)) == []
 
 
 def test_a_group_is_given_time_to_clean_up() -> None:
@@ -499,12 +509,40 @@ def test_the_limit_covers_what_background_children_keep_open() -> None:
     assert alive(int(group)) == []
 
 
-def test_the_limit_covers_output_that_is_held_open_from_outside_the_group() -> None:
-    task = timed_out("setsid sleep 1000 & echo $!")
+@pytest.mark.parametrize(
+    ("script", "is_noisy"), [("setsid sleep 1000 & echo $!", False), ("setsid yes & echo $! >&2", True)]
+)
+def test_the_limit_covers_output_that_is_held_open_from_outside_the_group(
+    script: str, is_noisy: bool, store: SQLiteStore
+) -> None:
+    executor, heard = TaskExecutor(store), list[str]()
+    executor.events.subscribe(lambda event: heard.append(str(event.type)))
+    task = Task.bash(script, timeout=0.3)
+    pipes, threads = open_pipes(), set(threading.enumerate())
+    with pytest.raises(TaskTimeoutError):
+        executor.execute(task)
     assert task.result is not None
-    left = psutil.Process(int(task.result.output))
-    assert task.result.duration < PATIENCE_S
-    left.kill()
+    left = psutil.Process(int(task.result.raw.stderr if is_noisy else task.result.output))
+    try:
+        assert task.result.duration < PATIENCE_S
+        # Nobody goes on reading from it, and what was read by then is all that there is.
+        assert open_pipes() <= pipes
+        until(lambda: not [each for each in threading.enumerate() if "process" in each.name and each not in threads])
+        assert heard[-1] == "failed"
+        assert task.result.output == "".join(text for stream, text in printed(store, task) if stream == "stdout")
+    finally:
+        left.kill()
+
+
+def open_pipes() -> set[str]:
+    """Return the pipes that this process holds; none where that can't be seen."""
+    if not Path("/proc/self/fd").exists():
+        return set()
+    held = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.append(os.readlink(path))
+    return {name for name in held if name.startswith("pipe:")}
 
 
 def test_without_a_limit_a_background_child_is_waited_for_while_it_holds_the_output_open() -> None:
@@ -520,13 +558,31 @@ def test_without_a_limit_a_background_child_is_waited_for_while_it_holds_the_out
     assert executor.execute(task).output == "leader is done\nfrom the background\n"
 
 
-def test_without_a_limit_a_background_child_that_gave_its_output_up_is_left_alone() -> None:
-    result = run("sleep 1000 </dev/null >/dev/null 2>&1 & echo $!")
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S])
+def test_a_background_child_that_gave_its_output_up_is_left_alone(timeout: float | None) -> None:
+    result = run("sleep 1000 </dev/null >/dev/null 2>&1 & echo $!", timeout=timeout)
     left = psutil.Process(int(result.output))
     try:
         assert left.is_running()
     finally:
         left.kill()
+
+
+def test_a_subscriber_that_does_not_come_back_hinders_no_end_and_hears_of_no_output_after_it() -> None:
+    executor, heard, may_go_on = TaskExecutor(), list[str](), threading.Event()
+
+    def hear(event: TaskEvent) -> None:
+        heard.append(str(event.type))
+        if event.type == "output":
+            may_go_on.wait(PATIENCE_S)
+
+    executor.events.subscribe(hear)
+    threads = set(threading.enumerate())
+    with pytest.raises(TaskTimeoutError):
+        executor.execute(Task.bash("printf 'line\\nno end'; exec sleep 1000", timeout=0.3))
+    may_go_on.set()
+    until(lambda: not [each for each in threading.enumerate() if "process" in each.name and each not in threads])
+    assert heard == ["started", "output", "failed"]
 
 
 def test_a_script_that_ends_in_time_is_not_disturbed() -> None:
@@ -663,6 +719,34 @@ def test_ctrl_c_ends_the_group_and_settles_the_task() -> None:
     group, status = ran.stdout.split()
     assert alive(int(group)) == []
     assert status == "cancelled"
+
+
+# --- where there is no bash ------------------------------------------------------------------------------------------
+
+WITHOUT_BASH = """
+import os, sys
+from ttasks import Task, TaskExecutor
+os.environ["PATH"] = sys.argv[1]
+script = 'test -z "$BASH_VERSION" && echo in another shell; ' + open(sys.argv[2]).read()
+result = TaskExecutor().execute(Task.bash(script))
+print(result.output, result.raw.args[0])
+"""
+
+
+@pytest.mark.parametrize("padding", ["", ": " + "x" * 200_000], ids=["short", "long"])
+def test_where_there_is_no_bash_sh_runs_the_script(tmp_path: Path, padding: str) -> None:
+    if Path("/bin/sh").resolve().name == "bash":
+        pytest.skip("/bin/sh is bash here, which can't be told from it")
+    (tmp_path / "script").write_text(padding)
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_BASH, str(tmp_path), str(tmp_path / "script")],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("in another shell\n")
+    assert ran.stdout.split()[-1] == "/bin/sh"
 
 
 # --- trouble ---------------------------------------------------------------------------------------------------------

@@ -253,11 +253,18 @@ def test_hostile_names_titles_and_output_can_not_steer_the_terminal(ttasks: Shel
     assert "\\x1b[2J [red]title[/red]" in printed[0].stdout
 
 
-def test_powershell_prompt_and_agent_tasks_fail_with_one_sentence(ttasks: Shell) -> None:
-    ttasks.write("all.yaml", "tasks:\n  a: {powershell: Get-Item}\n  b: {prompt: hi}\n  c: {agent: do}\n")
+def test_prompt_and_agent_tasks_fail_with_one_sentence(ttasks: Shell) -> None:
+    ttasks.write("all.yaml", "tasks:\n  b: {prompt: hi}\n  c: {agent: do}\n")
     done = ttasks("run", "all.yaml")
     assert done.returncode == 1
-    assert done.stdout.count("can't run") >= 3
+    assert done.stdout.count("can't run") >= 2
+
+
+def test_a_powershell_task_without_a_pwsh_fails_with_a_sentence_that_names_it(ttasks: Shell) -> None:
+    ttasks.write("shells.yaml", "tasks:\n  a: {powershell: Get-Item ., env: {PATH: /nowhere}}\n")
+    done = ttasks("run", "shells.yaml")
+    assert done.returncode == 1
+    assert "a: failed: pwsh could not be started: it is in no folder of PATH (/nowhere)" in done.stdout
 
 
 def test_secret_values_of_a_workflow_are_in_no_file_of_the_ledger(ttasks: Shell) -> None:

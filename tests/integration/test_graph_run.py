@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-import psutil
 import pytest
 
+from processes import alive
 from ttasks import (
     AlreadyRunningError,
     InMemoryStore,
@@ -925,7 +925,8 @@ graph = TaskGraph(title="g")
 executor = TaskExecutor(store)
 
 def hear(event):
-    print(event.type, event.task.title, (event.output_chunk or "").strip(), flush=True)
+    # In one piece: several threads print.
+    print(f"{event.type} {event.task.title} {(event.output_chunk or '').strip()}\\n", end="", flush=True)
 
 executor.events.subscribe(hear)
 
@@ -991,15 +992,6 @@ def session(path: Path) -> Iterator[Callable[[str], Session]]:
     for left in begun:
         left.process.kill()
         left.process.communicate()
-
-
-def alive(group: int) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
 
 
 WORK_AND_CLEANUP = """

@@ -418,7 +418,8 @@ second = graph.add(Task.bash("echo never", title="second"), after=[first])
 clean = graph.add(Task.bash("echo cleaning; " + sys.argv[2], title="clean"), after=[second], finally_=True)
 with SQLiteStore(sys.argv[1]) as store:
     executor = TaskExecutor(store)
-    executor.events.subscribe(lambda event: print(event.output_chunk or event.type, end="\\n", flush=True))
+    # In one piece: several threads print.
+    executor.events.subscribe(lambda event: print((event.output_chunk or event.type) + "\\n", end="", flush=True))
     try:
         graph.run(executor)
     except KeyboardInterrupt:

@@ -202,7 +202,7 @@ def test_ending_by_hand_leaves_no_result() -> None:
 
 @pytest.mark.parametrize("status", [PENDING, RUNNING, FAILED, BLOCKED, INTERRUPTED])
 def test_cancelling_what_nobody_runs_cancels_it(status: TaskStatus) -> None:
-    assert decide.cancel(by_hand(status), "ann") == [f.TaskCancelled()]
+    assert decide.cancel(by_hand(status), "ann") == [f.TaskCancelled(by="ann")]
 
 
 @pytest.mark.parametrize("status", [SUCCEEDED, CANCELLED])

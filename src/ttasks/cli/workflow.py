@@ -61,7 +61,7 @@ class WorkflowTask:
     env: dict[str, str]
     max_attempts: int
     backoff: float
-    on_interrupted: str
+    on_interrupted: Literal["rerun", "fail", "ask"]
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,9 @@ class TaskFailed(AttemptEnd):
 
 @dataclass(frozen=True)
 class TaskCancelled(AttemptEnd):
-    """The task was cancelled."""
+    """The task was cancelled. `by` says by whom, where nothing ran that had to be asked."""
+
+    by: str | None = None
 
 
 @dataclass(frozen=True)

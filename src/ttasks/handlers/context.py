@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ttasks.errors import TaskCancelled
 from ttasks.events.status import TaskStatus, TaskType
+from ttasks.handlers.kept import Kept, WholeText
 from ttasks.model.task import Task
 
 ProgressEmitter = Callable[[float | None, str | None], None]
@@ -39,6 +40,10 @@ class AttemptPort(Protocol):
 
     def printed(self, stream: str, text: str) -> None:
         """Take what it printed, as it was read."""
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """What is kept of what it printed, by stream."""
 
     def finished_printing(self) -> None:
         """Take note that nothing more will be printed."""
@@ -143,6 +148,9 @@ class DetachedPort:
     is_cancelled = False
     is_stopped = False
 
+    def __init__(self) -> None:
+        self.kept: dict[str, Kept] = {"stdout": WholeText(), "stderr": WholeText()}
+
     def on_cancel(self, end: Callable[[], None]) -> None:
         """Nothing: nobody can cancel."""
 
@@ -154,7 +162,8 @@ class DetachedPort:
         """Nothing: nobody records."""
 
     def printed(self, stream: str, text: str) -> None:
-        """Nothing: nobody records."""
+        """Keep it: nobody records."""
+        self.kept[stream].add(text)
 
     def finished_printing(self) -> None:
         """Nothing: nobody records."""

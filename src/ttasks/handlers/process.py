@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import fcntl
 import os
 import selectors
 import signal
+import struct
 import subprocess
-import tempfile
+import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ttasks import clock
 from ttasks.clock import monotonic_s
-from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError
+from ttasks.errors import TaskCancelled, TaskTimeoutError
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 
 READ_BYTES: Final = 64 * 1024
 TERM_WAIT_S: Final = 5.0
 """How long a group has between SIGTERM and SIGKILL."""
 KILL_WAIT_S: Final = 2.0
-ARGUMENT_BYTES_MAX: Final = 100_000
-"""Linux refuses arguments of 128 KiB and more (execve(2)); longer scripts go through a file."""
+LOOK_UP_S: Final = 0.2
+"""How long a reader sleeps before it looks whether its group was ended."""
 
 
 class ChildProcess:
@@ -42,11 +44,12 @@ class ChildProcess:
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
         self._failure: Exception | None = None
-        self._text: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
         self._wake = threading.Event()
         self._starting = threading.Lock()
         self._is_ending = False
+        self._is_gone = False
         self._ended = threading.Event()
 
     def run(self, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
@@ -82,8 +85,8 @@ class ChildProcess:
         return subprocess.CompletedProcess(
             self._command,
             code if code is not None else -signal.SIGKILL,
-            "".join(self._text["stdout"]),
-            "".join(self._text["stderr"]),
+            self._port.kept["stdout"].text(),
+            self._port.kept["stderr"].text(),
         )
 
     def end(self) -> None:
@@ -95,13 +98,15 @@ class ChildProcess:
         clock.wait(self._ended)
 
     def _end(self) -> None:
-        if self._popen is not None:
-            if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
-                self._signal(signal.SIGKILL)
-                self._is_gone_after(KILL_WAIT_S)
-            # What the group printed last is still to be read. A process that left the group may hold the pipes open.
-            self._over.wait(KILL_WAIT_S)
-        self._ended.set()
+        try:
+            if self._popen is not None:
+                if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
+                    self._signal(signal.SIGKILL)
+                    self._is_gone_after(KILL_WAIT_S)
+                self._is_gone = True
+                self._over.wait(KILL_WAIT_S)  # what the group printed last is still to be read
+        finally:
+            self._ended.set()
 
     def _signal(self, number: int) -> bool:
         """Send a signal to the group; False: there is nobody left in it."""
@@ -163,23 +168,33 @@ class ChildProcess:
 
     def _read(self) -> None:
         assert self._popen is not None and self._popen.stdout is not None and self._popen.stderr is not None
-        decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._text}
-        with selectors.DefaultSelector() as selector:
-            for name, pipe in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
-                selector.register(pipe.fileno(), selectors.EVENT_READ, name)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    data = os.read(key.fd, READ_BYTES)
-                    text = decoders[key.data].decode(data, final=not data)
-                    if text:
-                        self._text[key.data].append(text)
-                        self._port.printed(key.data, text)
-                    if not data:
+        with self._popen.stdout as stdout, self._popen.stderr as stderr, selectors.DefaultSelector() as selector:
+            selector.register(stdout.fileno(), selectors.EVENT_READ, "stdout")
+            selector.register(stderr.fileno(), selectors.EVENT_READ, "stderr")
+            while selector.get_map() and not self._is_gone:
+                for key, _ in selector.select(LOOK_UP_S):
+                    if not self._take(key.data, os.read(key.fd, READ_BYTES)):
                         selector.unregister(key.fd)
-        self._popen.stdout.close()
-        self._popen.stderr.close()
+            # A process that left the group may hold the pipes open, and print for ever: it is not waited for, and what
+            # the group printed is in the pipes by now.
+            for key in list(selector.get_map().values()):
+                self._drain(key.data, key.fd)
         self._port.finished_printing()
         self._popen.wait()
+
+    def _drain(self, name: str, pipe: int) -> None:
+        """Read what is in a pipe, and no more."""
+        (left,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0)))
+        while left > 0 and (data := os.read(pipe, min(left, READ_BYTES))):
+            left -= self._take(name, data)
+        self._take(name, b"")
+
+    def _take(self, name: str, data: bytes) -> int:
+        """Pass on what was read of a stream, its end being empty; return how many bytes that are."""
+        text = self._decoders[name].decode(data, final=not data)
+        if text:
+            self._port.printed(name, text)
+        return len(data)
 
 
 def _only_zombies_in(group: int) -> bool:
@@ -191,43 +206,3 @@ def _only_zombies_in(group: int) -> bool:
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return False
     return True
-
-
-@contextlib.contextmanager
-def _script(payload: str) -> Iterator[tuple[list[str], list[int]]]:
-    """Lend the arguments that make a shell run `payload`, and the descriptors that it has to inherit."""
-    if len(payload) * 4 < ARGUMENT_BYTES_MAX or len(os.fsencode(payload)) < ARGUMENT_BYTES_MAX:
-        yield ["-c", payload], []
-        return
-    with tempfile.TemporaryFile() as file:
-        file.write(os.fsencode(payload))
-        file.seek(0)
-        yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
-
-
-def run_shell(shell: str, context: TaskContext) -> subprocess.CompletedProcess[str]:
-    """Run the payload in `shell` and return what became of it.
-
-    Raises:
-        TaskExecutionError: it ended with another code than 0, or could not be started at all.
-        TaskTimeoutError: it took longer than the context's time-out; what it printed so far is in `completed`.
-        TaskCancelled: it was cancelled.
-    """
-    try:
-        with _script(context.payload) as (arguments, descriptors):
-            completed = ChildProcess([shell, *arguments], context, descriptors).run(context.timeout)
-    except (OSError, ValueError) as error:
-        if isinstance(error, TaskTimeoutError):
-            raise
-        raise TaskExecutionError(_not_started(shell, context, error)) from error
-    if completed.returncode != 0:
-        raise TaskExecutionError(completed.stderr or f"exited with code {completed.returncode}", completed)
-    return completed
-
-
-def _not_started(shell: str, context: TaskContext, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError) and context.cwd is not None:
-        return f"could not be started: the folder {context.cwd!r} (cwd) does not exist or is no folder"
-    if "null byte" in str(error):
-        return "could not be started: the script holds a NUL character, which no command line can"
-    return f"{shell} could not be started: {error}"

@@ -1,14 +1,55 @@
-"""The handlers of Bash and PowerShell tasks."""
+"""The handlers of Bash and PowerShell tasks: how each shell is found, and how it is given its script."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
+from typing import Final
 
-from ttasks.errors import TaskExecutionError
+from ttasks.errors import TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.context import TaskContext
-from ttasks.handlers.process import run_shell
+from ttasks.handlers.process import ChildProcess
+
+ARGUMENT_BYTES_MAX: Final = 100_000
+"""Linux refuses arguments of 128 KiB and more (execve(2)); longer scripts go another way."""
+
+Given = tuple[list[str], list[int]]
+"""The arguments that make a shell run a script, and the descriptors that it has to inherit."""
+
+
+def bash_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
+    """Run the payload in bash, in sh where there is no bash, as trusted code.
+
+    Raises:
+        TaskExecutionError: it ended with another code than 0, or could not be started at all.
+        TaskTimeoutError: it took longer than the context's time-out; what it printed so far is in `completed`.
+        TaskCancelled: it was cancelled.
+    """
+    return _run(_shell(), _for_bash, context)
+
+
+def powershell_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
+    """Run the payload with ``pwsh -NoProfile -Command``, as trusted code.
+
+    Raises:
+        TaskExecutionError, TaskTimeoutError, TaskCancelled: as `bash_handler`.
+    """
+    path = context.env.get("PATH", os.environ.get("PATH", os.defpath))
+    pwsh = shutil.which("pwsh", path=path)
+    if pwsh is None:
+        raise TaskExecutionError(
+            f"pwsh could not be started: it is in no folder of PATH ({path}); nothing was run. Install PowerShell 7 or"
+            " later (https://aka.ms/powershell), or add the folder that it is in to PATH"
+        )
+    return _run(str(Path(pwsh).absolute()), _for_powershell, context)
 
 
 @cache
@@ -16,15 +57,57 @@ def _shell() -> str:
     return shutil.which("bash") or "/bin/sh"
 
 
-def bash_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
-    """Run the payload in bash, in sh where there is no bash, as trusted code.
+@contextlib.contextmanager
+def _for_bash(script: str) -> Iterator[Given]:
+    if len(script) * 4 < ARGUMENT_BYTES_MAX or len(os.fsencode(script)) < ARGUMENT_BYTES_MAX:
+        yield ["-c", script], []
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(os.fsencode(script))
+        file.seek(0)
+        yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
 
-    Raises:
-        TaskExecutionError, TaskTimeoutError, TaskCancelled: as `run_shell`.
-    """
-    return run_shell(_shell(), context)
+
+@contextlib.contextmanager
+def _for_powershell(script: str) -> Iterator[Given]:
+    # A lone - would make pwsh read its stdin, which is empty, and succeed.
+    parts, rest = [], os.fsencode(" -" if script == "-" else script)
+    # pwsh joins what follows -Command with blanks (about_Pwsh), so a script that was cut at blanks is itself again.
+    while len(rest) > ARGUMENT_BYTES_MAX:
+        cut = rest.rfind(b" ", 0, ARGUMENT_BYTES_MAX + 1)
+        if cut < 0:
+            raise ValueError(
+                f"the script has more than {ARGUMENT_BYTES_MAX} bytes in a row without a blank, too many for an"
+                " argument; nothing was run. Keep it in a file, and let the task run that: & ./script.ps1"
+            )
+        parts.append(os.fsdecode(rest[:cut]))
+        rest = rest[cut + 1 :]
+    yield ["-NoProfile", "-Command", *parts, os.fsdecode(rest)], []
 
 
-def powershell_handler(context: TaskContext) -> subprocess.CompletedProcess[str]:
-    """Fail: this version of ttasks does not run PowerShell yet."""
-    raise TaskExecutionError(f"task {context.id} was not run: this version of ttasks can't run PowerShell tasks yet")
+def _run(
+    shell: str, give: Callable[[str], AbstractContextManager[Given]], context: TaskContext
+) -> subprocess.CompletedProcess[str]:
+    try:
+        with give(context.payload) as (arguments, descriptors):
+            completed = ChildProcess([shell, *arguments], context, descriptors).run(context.timeout)
+    except (OSError, ValueError) as error:
+        if isinstance(error, TaskTimeoutError):
+            raise
+        raise TaskExecutionError(_not_started(shell, context, error)) from error
+    if completed.returncode != 0:
+        raise TaskExecutionError(completed.stderr or f"exited with code {completed.returncode}", completed)
+    return completed
+
+
+def _not_started(shell: str, context: TaskContext, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename == context.cwd is not None:
+        return f"could not be started: the folder {context.cwd!r} (cwd) does not exist or is no folder"
+    if "null byte" in str(error):
+        return "could not be started: the script holds a NUL character, which no command line can"
+    if isinstance(error, OSError) and error.errno == errno.E2BIG:
+        return (
+            f"{shell} could not be started: the script ({len(os.fsencode(context.payload))} bytes) and the variables"
+            f" are more than this system gives a process: {error.strerror}. Keep long ones in a file"
+        )
+    return f"{shell} could not be started: {error}"

@@ -19,11 +19,14 @@ def event_hash(before: bytes, columns: tuple[int | str | None, ...]) -> bytes:
     Hashed are the bytes ``ttasks event 1\\n``, `before`, and each column as a netstring (``<bytes>:<content>,`` of its
     decimal or UTF-8 text; NULL is ``-``): no two different events give the same bytes.
     """
-    # Columns are ASCII but for texts in the data: the bytes are counted where they aren't as many as the characters.
-    text = "".join(
-        [
-            "-" if column is None else f"{len(text) if text.isascii() else len(text.encode())}:{text},"
-            for column, text in [(column, str(column)) for column in columns]
-        ]
-    )
-    return sha256(b"".join((_WHAT_IS_HASHED, before, text.encode()))).digest()
+    # In one go where that counts the same: only of ASCII there are as many bytes as characters.
+    text = "".join(["-" if column is None else f"{len(t := str(column))}:{t}," for column in columns])
+    netstrings = text.encode() if text.isascii() else b"".join(map(_netstring, columns))
+    return sha256(b"".join((_WHAT_IS_HASHED, before, netstrings))).digest()
+
+
+def _netstring(column: int | str | None) -> bytes:
+    if column is None:
+        return b"-"
+    content = str(column).encode()
+    return b"%d:%b," % (len(content), content)

@@ -16,8 +16,9 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
-from ttasks.events.facts import Fact, LedgerCreated, TaskCancelRequested
+from ttasks.events.facts import Fact, GraphCancelRequested, LedgerCreated, TaskCancelRequested
 from ttasks.log import files
+from ttasks.log.listener import Listener
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
@@ -70,7 +71,6 @@ class EventLog:
         self.durability = durability
         self.readers = Readers(path, self._shared)
         self._users = 0
-        self._watchers: dict[str, Callable[[], None]] = {}
         self._begin_unshared()
         _LOGS.add(self)
 
@@ -85,6 +85,8 @@ class EventLog:
         self._transaction: Transaction | None = None
         self._lock = WriterLock(files.lock_path(self.path)) if self.path is not None else None
         self._identity: tuple[int, int] | None = None
+        self._watchers: dict[str, Callable[[], None]] = {}
+        self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
         self._is_described = False
 
@@ -175,6 +177,9 @@ class EventLog:
                 del _OPEN[self.path]
         if self._describer is not None:
             self._describer.join(DESCRIBE_WAIT_S)
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
         self.readers.close()
         with self._connection_lock:
             if self._connection is not None:
@@ -274,6 +279,8 @@ class EventLog:
     def _group(self) -> list[_Request]:
         """Return the requests whose turn it is, oldest first."""
         with self._mutex:
+            if len(self._queue) == 1:
+                return list(self._queue)
             unsettled = (request for request in self._queue if not request.is_settled)
             waiting = list(islice(unsettled, GROUP_MAX))
         alone = next((place for place, request in enumerate(waiting) if request.goes_alone), len(waiting))
@@ -284,6 +291,10 @@ class EventLog:
         if request.is_settled and not request.leads:
             return
         with self._mutex:
+            if request.leads and len(self._queue) == 1 and self._queue[0] is request:
+                self._queue.clear()
+                request.leads = self._is_led = False
+                return
             settled = [other for other in self._queue if other.is_settled]
             self._queue = deque(other for other in self._queue if not other.is_settled and other is not request)
             for other in settled:
@@ -365,8 +376,10 @@ class EventLog:
     # --- who is told, who appends ------------------------------------------------------------------------------------
 
     def watch(self, stream: str, heard: Callable[[], None]) -> None:
-        """Call `heard` when somebody in this process asks for the cancel of what `stream` is about."""
+        """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
+        if self._listener is None and self.path is not None:
+            self._listener = Listener(self.path, self._watchers)
 
     def unwatch(self, stream: str) -> None:
         """Forget the watcher of `stream`."""
@@ -374,7 +387,9 @@ class EventLog:
 
     def _tell(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            is_request = batch.expected is None and any(isinstance(fact, TaskCancelRequested) for fact in batch.facts)
+            is_request = batch.expected is None and any(
+                isinstance(fact, TaskCancelRequested | GraphCancelRequested) for fact in batch.facts
+            )
             heard = self._watchers.get(batch.stream) if is_request else None
             if heard is not None:
                 heard()

@@ -10,18 +10,19 @@ from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
 from ttasks.events.codec import decode, encode, iso
-from ttasks.events.envelope import RecordedEvent
+from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
+from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.migrate import SCHEMA_VERSION
-from ttasks.log.projection import LEDGER_STREAM, TABLES, StreamFold, TaskFold, load_fold
+from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
 from ttasks.log.reading import ENVELOPE, event_of
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Owned:
     """What facts of a running attempt expect: that this attempt still runs, or waits for its retry.
 
@@ -32,22 +33,29 @@ class Owned:
     knows_cancel: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True)
+class OwnedRun:
+    """What facts of a running run expect: that this process still runs it."""
+
+    run: int
+
+
+@dataclass(eq=False, slots=True)
 class Batch:
     """Facts for one stream, oldest first.
 
-    `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or None
-    for requests, which conflict with nothing. `cause` is the position of the event that led to these facts, or an
-    earlier batch of the same append, whose last event did.
+    `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or
+    `OwnedRun`, or None for requests, which conflict with nothing. `cause` is the position of the event that led to
+    these facts, or an earlier batch of the same append, whose last event did.
     """
 
     stream: str
     facts: Sequence[Fact]
-    expected: int | Owned | None
+    expected: int | Owned | OwnedRun | None
     cause: int | Batch | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Appended:
     """What became of a batch: its facts as recorded, and the state of its stream after them."""
 
@@ -59,7 +67,7 @@ Outcomes = list[list[Appended] | Exception]
 """For each request of a commit what was appended for it, or why it was refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Encoded:
     """A batch with its facts in the form that is stored, made before the lock is taken."""
 
@@ -227,12 +235,53 @@ class Transaction:
             fold = folds.get(batch.stream)
             if fold is None:
                 fold = folds[batch.stream] = self._fold(staged, batch.stream).copy()
-            _check(batch, fold)
+            self._check(staged, batch, fold)
             cause = last[id(batch.cause)] if isinstance(batch.cause, Batch) else batch.cause
             records = [self._place(staged, batch.stream, fold, fact, data, cause) for fact, data in encoded.facts]
             last[id(batch)] = staged.position
             appended.append(Appended(records, fold.state))
         return appended
+
+    def _check(self, staged: _Staged, batch: Batch, fold: StreamFold) -> None:
+        expected = batch.expected
+        if isinstance(expected, int):
+            if fold.version != expected:
+                raise StreamConflictError(batch.stream, expected, fold.version, by=self._who(staged, batch.stream))
+        elif isinstance(expected, OwnedRun):
+            run = fold.run if isinstance(fold, GraphFold) else None
+            is_running = run is not None and run.status is RunStatus.RUNNING and run.run == expected.run
+            if run is None or not is_running or run.runner != staged.runner:
+                text = f"run {expected.run} of {batch.stream} is not this process's any more"
+                by = self._who(staged, batch.stream)
+                raise StreamConflictError(batch.stream, fold.version, fold.version, text, by)
+        elif isinstance(expected, Owned):
+            state = fold.state if isinstance(fold, TaskFold) else None
+            if state is None or not state.is_owned or state.attempts != expected.attempt:
+                text = f"attempt {expected.attempt} of {batch.stream} no longer runs: somebody else recorded its end"
+                by = self._who(staged, batch.stream)
+                raise StreamConflictError(batch.stream, fold.version, fold.version, text, by)
+            if state.cancel_requested_by is not None and not expected.knows_cancel and _ignores_cancel(batch.facts):
+                raise CancelUnheardError(
+                    batch.stream, fold.version, fold.version, f"{batch.stream} was asked to cancel"
+                )
+
+    def _who(self, staged: _Staged, stream: str) -> str:
+        """Return the last event of a stream and who recorded it, in words; empty where there is none."""
+        mine = next((row for row in reversed(staged.rows) if row[1] == stream), None)
+        last = (
+            mine
+            or self._connection.execute(
+                "SELECT position, stream, version, type, type_version, recorded_at, runner FROM events"
+                " WHERE stream = ? ORDER BY version DESC LIMIT 1",
+                (stream,),
+            ).fetchone()
+        )
+        if last is None:
+            return ""
+        where = (last[6],)
+        runner = self._connection.execute("SELECT user, host, pid FROM runners WHERE position = ?", where).fetchone()
+        by = f", recorded by {runner[0]}@{runner[1]} (process {runner[2]})" if runner is not None else ""
+        return f"the last is {last[3]} at {last[0]}{by}"
 
     def _fold(self, staged: _Staged, stream: str) -> StreamFold:
         fold = staged.folds.get(stream) or self._folds.get(stream)
@@ -258,8 +307,15 @@ class Transaction:
         )
         staged.hash = event_hash(staged.hash, columns)
         staged.rows.append((*columns, staged.hash))
-        event = RecordedEvent(
-            staged.position, stream, fold.version + 1, staged.recorded_at, runner, cause, fact, staged.hash
+        event = recorded_event(
+            position=staged.position,
+            stream=stream,
+            version=fold.version + 1,
+            recorded_at=staged.recorded_at,
+            runner=runner,
+            cause=cause,
+            fact=fact,
+            hash=staged.hash,
         )
         fold.apply(event)
         return event
@@ -300,24 +356,6 @@ def first_event(fact: LedgerCreated) -> Encoded:
 def runner_started(stream: str, fact: RunnerStarted) -> Encoded:
     """Return the request that registers this process."""
     return Encoded(Batch(stream, [fact], 0), [(fact, encode(fact))])
-
-
-def _check(batch: Batch, fold: StreamFold) -> None:
-    expected = batch.expected
-    if isinstance(expected, int):
-        if fold.version != expected:
-            raise StreamConflictError(batch.stream, expected, fold.version)
-    elif isinstance(expected, Owned):
-        state = fold.state if isinstance(fold, TaskFold) else None
-        if state is None or not state.is_owned or state.attempts != expected.attempt:
-            raise StreamConflictError(
-                batch.stream,
-                fold.version,
-                fold.version,
-                f"attempt {expected.attempt} of {batch.stream} no longer runs: somebody else recorded its end",
-            )
-        if state.cancel_requested_by is not None and not expected.knows_cancel and _ignores_cancel(batch.facts):
-            raise CancelUnheardError(batch.stream, fold.version, fold.version, f"{batch.stream} was asked to cancel")
 
 
 def _ignores_cancel(facts: Sequence[Fact]) -> bool:

@@ -47,7 +47,7 @@ class TaskEvent:
     progress_message: str | None = None
     output_stream: str | None = None
     output_chunk: str | None = None
-    record: RecordedEvent | None = field(default=None, repr=False)
+    record: RecordedEvent | None = field(default=None, repr=False, hash=False)
 
 
 for _public in (TaskEventType, TaskEvent):

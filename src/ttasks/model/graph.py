@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from ttasks import clock
+from ttasks.errors import AlreadyRunningError
 from ttasks.events.facts import GraphCreated, GraphFact, GraphRevised, Member, Source
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.model.retry import RetryPolicy
@@ -37,6 +38,10 @@ class RecordedError(Exception):
     def __init__(self, type: str, text: str) -> None:
         super().__init__(text)
         self.type = type
+        self.text = text
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return RecordedError, (self.type, self.text)
 
 
 class TaskGraph:
@@ -59,6 +64,7 @@ class TaskGraph:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
+        self._is_running = False
         self._recording = threading.RLock()
         self._tasks: dict[str, Task] = {}
         self._not_added: dict[str, Task] = {}
@@ -72,6 +78,7 @@ class TaskGraph:
         self._state: GraphState | None = None
         self._source: Source | None = None
         self._max_workers: int | None = None
+        self._derived_from: str | None = None
         self._errors: dict[str, BaseException] = {}
 
     @classmethod
@@ -81,6 +88,8 @@ class TaskGraph:
         graph._id, graph._title, graph._created_at = state.id, state.title, state.created_at
         graph._begin()
         graph._members = dict(state.members)
+        graph._source, graph._max_workers = state.source, state.max_workers
+        graph._derived_from = state.derived_from
         graph._tasks = {task_id: tasks[task_id] for task_id in state.members}
         graph._policies = {
             task_id: RetryPolicy.of(member.retry_policy)
@@ -162,6 +171,11 @@ class TaskGraph:
         return self._created_at
 
     @property
+    def derived_from(self) -> str | None:
+        """The id of the graph that this one carries on; see `retry`."""
+        return self._derived_from
+
+    @property
     def title(self) -> str:
         """What people call it."""
         return self._title
@@ -199,7 +213,7 @@ class TaskGraph:
         return isinstance(task, Task) and task.id in self._members
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(list(self._tasks.values()))
+        return iter([task for task, _ in self._placed()])
 
     def __len__(self) -> int:
         return len(self._members)
@@ -216,12 +230,16 @@ class TaskGraph:
         """True when the graph can be ok without `task` succeeding. KeyError: it is not in the graph."""
         return not self._member(task).is_required
 
+    def _placed(self) -> list[tuple[Task, Member]]:
+        """Return each task with its place, as of one moment."""
+        with self._lock:
+            return [(self._tasks[task_id], member) for task_id, member in self._members.items()]
+
     def _where(self, *statuses: TaskStatus, required: bool | None = None) -> list[Task]:
         return [
             task
-            for task in self
-            if (not statuses or task.status in statuses)
-            and (required is None or self._members[task.id].is_required is required)
+            for task, member in self._placed()
+            if (not statuses or task.status in statuses) and (required is None or member.is_required is required)
         ]
 
     @property
@@ -252,7 +270,7 @@ class TaskGraph:
     @property
     def finally_tasks(self) -> list[Task]:
         """The tasks that run whatever happened before."""
-        return [task for task in self if self._members[task.id].is_finally]
+        return [task for task, member in self._placed() if member.is_finally]
 
     @property
     def optional_tasks(self) -> list[Task]:
@@ -281,12 +299,13 @@ class TaskGraph:
 
     def roots(self) -> list[Task]:
         """Return the tasks that depend on nothing."""
-        return [task for task in self if not self._members[task.id].after]
+        return [task for task, member in self._placed() if not member.after]
 
     def leaves(self) -> list[Task]:
         """Return the tasks that nothing depends on."""
-        depended_on = {dependency for member in self._members.values() for dependency in member.after}
-        return [task for task in self if task.id not in depended_on]
+        placed = self._placed()
+        depended_on = {dependency for _, member in placed for dependency in member.after}
+        return [task for task, _ in placed if task.id not in depended_on]
 
     @property
     def errors(self) -> dict[str, BaseException]:
@@ -303,20 +322,20 @@ class TaskGraph:
         """Where its latest recorded run stands; None where there is none."""
         return self._state.run_status if self._state is not None else None
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TaskGraph can't be copied or pickled: save it, and load it where it is needed by its id")
+
     def __repr__(self) -> str:
         def title(task_id: str) -> str:
             return self._known(task_id).title or task_id
 
-        edges = [
-            f"{title(dependency)}->{title(task)}"
-            for task, member in self._members.items()
-            for dependency in member.after
-        ]
-        return f"TaskGraph({len(self)} tasks, edges=[{', '.join(edges)}])"
+        placed = self._placed()
+        edges = [f"{title(dependency)}->{title(task.id)}" for task, member in placed for dependency in member.after]
+        return f"TaskGraph({len(placed)} tasks, edges=[{', '.join(edges)}])"
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, executor: TaskExecutor, max_workers: int = 4) -> TaskGraph:
+    def run(self, executor: TaskExecutor, max_workers: int = 4) -> Self:
         """Run the tasks that are not done, each when its dependencies have succeeded, and return the graph.
 
         Args:
@@ -334,6 +353,63 @@ class TaskGraph:
         executor.run_graph(self, max_workers)
         return self
 
+    def retry(self, tasks: Iterable[Task] | None = None) -> TaskGraph:
+        """Return a new graph that carries on where this one ended; nothing is recorded or run by that.
+
+        Args:
+            tasks: tasks of this graph that are to be done again, with all that depends on them, though they may have
+                SUCCEEDED. None: only what has not.
+
+        What SUCCEEDED is shared with the new graph, and counts as done there. Everything else, and every finally task,
+        is a fresh PENDING task in its place, with the same name. `derived_from` tells where each comes from.
+
+        Raises:
+            TypeError: `tasks` holds something else than tasks.
+            ValueError: a task is RUNNING, or not in this graph.
+        """
+        again = [] if tasks is None else list(tasks)
+        for task in again:
+            if not isinstance(task, Task):
+                raise TypeError(f"Expected Task, got {type(task).__name__}")
+        with self._lock:
+            placed, policies = self._placed(), dict(self._policies)
+            about = (self._title, self._source, self._max_workers)
+        for task in again:
+            if task.id not in {member.task for _, member in placed}:
+                raise ValueError(f"task '{task.title}' ({task.id}) is not in the graph; nothing was changed")
+        for task, _ in placed:
+            if task.is_running or task._view.is_owned:
+                raise ValueError(
+                    f"task '{task.title}' is RUNNING ({task.id}): wait for it, or cancel it, before a retry"
+                )
+        repeated = _with_dependents({task.id for task in again}, placed)
+        fresh = {
+            task.id: task._again() if member.is_finally or not task.is_succeeded or task.id in repeated else task
+            for task, member in placed
+        }
+        graph = type(self)(title=about[0])
+        graph._source, graph._max_workers, graph._derived_from = about[1], about[2], self._id
+        for task, member in placed:
+            graph.add(
+                fresh[task.id],
+                after=[fresh[parent] if parent in fresh else self._known(parent) for parent in member.after],
+                finally_=member.is_finally,
+                required=member.is_required,
+                retry_policy=policies.get(task.id),
+            )
+        return graph
+
+    def _enter_run(self) -> None:
+        """Take note that it runs. AlreadyRunningError: it does already, here."""
+        with self._lock:
+            if self._is_running:
+                raise AlreadyRunningError(f"graph '{self._title}' ({self._id}) is running already. Nothing was written")
+            self._is_running = True
+
+    def _leave_run(self) -> None:
+        with self._lock:
+            self._is_running = False
+
     def _check(self) -> None:
         """Refuse a graph that can't be run: see `run`."""
         check(self._members, {task_id: task.title or task_id for task_id, task in self._tasks.items()})
@@ -349,17 +425,22 @@ class TaskGraph:
                 kept = tuple(self._kept)
                 revised = (GraphRevised(changed, title),) if changed or title is not None else ()
                 return GraphProposal((*revised, *kept), seen, changed, title, kept)
+            dropped = tuple(self._kept)  # of runs that this ledger knows nothing of
             if not seen:
-                return self._reimport(0)
-            return GraphProposal((GraphRevised(tuple(self._members.values()), self._title),), seen, changed, title)
+                return GraphProposal((self._created(),), 0, changed, title, dropped)
+            anew = GraphRevised(tuple(self._members.values()), self._title)
+            return GraphProposal((anew,), seen, changed, title, dropped)
+
+    def _created(self) -> GraphCreated:
+        members = tuple(self._members.values())
+        about = (self._source, self._max_workers, self._derived_from)
+        return GraphCreated(self._title, self._created_at, members, *about)
 
     def _reimport(self, expected: int) -> GraphProposal:
-        """Return what records it anew: nobody has it yet, or it was deleted."""
+        """Return what brings back a graph that was deleted, whatever this handle has seen."""
         with self._lock:
-            members = tuple(self._members.values())
-            created = GraphCreated(self._title, self._created_at, members, self._source, self._max_workers)
-            kept = tuple(self._kept)
-            return GraphProposal((created, *kept), expected, tuple(self._changed.values()), self._revised_title, kept)
+            changed, kept = tuple(self._changed.values()), tuple(self._kept)
+            return GraphProposal((self._created(), *kept), expected, changed, self._revised_title, kept)
 
     def _committed(self, ledger: str, state: GraphState, proposal: GraphProposal) -> None:
         """Take note that a ledger now has the graph at `state`, what `proposal` holds included."""
@@ -378,6 +459,20 @@ class TaskGraph:
         """Keep a fact that the ledger could not be told: whoever records the graph next tells it."""
         with self._lock:
             self._kept.append(fact)
+
+
+def _with_dependents(wanted: set[str], placed: Sequence[tuple[Task, Member]]) -> set[str]:
+    """Return `wanted` and everything that depends on it, directly or not."""
+    children: dict[str, list[str]] = {}
+    for _, member in placed:
+        for parent in member.after:
+            children.setdefault(parent, []).append(member.task)
+    found, left = set(wanted), list(wanted)
+    while left:
+        new = [child for child in children.get(left.pop(), ()) if child not in found]
+        found.update(new)
+        left += new
+    return found
 
 
 for _public in (TaskGraph, RecordedError):

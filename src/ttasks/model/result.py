@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttasks.events.status import TaskStatus
 
@@ -24,6 +24,9 @@ class TaskResult:
     too when it is a text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
     success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``.
 
+    Where its executor has a `max_output_bytes`, `output`, `error` and `raw` hold the beginning and the end of what a
+    script printed, with a notice in between.
+
     A loaded result reads `output`, and a long `error`, from the log when it is first asked for.
     """
 
@@ -39,12 +42,18 @@ class TaskResult:
     raw: Any = field(default=None, compare=False)
     termination_reason: str | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        readers = self.__dict__.get("_readers", {})
-        if name not in readers:
-            raise AttributeError(f"'TaskResult' object has no attribute '{name}'")
-        value = self.__dict__[name] = readers[name]()
-        return value
+    if not TYPE_CHECKING:  # a checker would take it for any name at all
+
+        def __getattr__(self, name: str) -> Any:
+            readers = self.__dict__.get("_readers", {})
+            if name not in readers:
+                raise AttributeError(f"'TaskResult' object has no attribute '{name}'")
+            value = self.__dict__[name] = readers[name]()
+            return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all it holds, for a copy or pickle: what is still in the log is read now."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def loaded_result(readers: dict[str, Callable[[], str | None]], **fields: Any) -> TaskResult:
@@ -53,6 +62,11 @@ def loaded_result(readers: dict[str, Callable[[], str | None]], **fields: Any) -
     result.__dict__.update({"raw": None, "returncode": None, "termination_reason": None}, **fields)
     result.__dict__["_readers"] = readers
     return result
+
+
+def is_loaded(result: TaskResult) -> bool:
+    """True when the result was loaded from a ledger, and may still read from it."""
+    return "_readers" in result.__dict__
 
 
 TaskResult.__module__ = "ttasks"

@@ -7,19 +7,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from subprocess import CompletedProcess
-from typing import Any, Protocol
+from typing import Any, Literal, NoReturn, Protocol, Self
 
 from ttasks import clock
 from ttasks.errors import TransitionError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
-from ttasks.model.result import TaskResult, loaded_result
+from ttasks.model.result import TaskResult, is_loaded, loaded_result
 from ttasks.model.retry import FLOAT_MAX
 from ttasks.state import decide
 from ttasks.state.record import evolve
 from ttasks.state.task import ResultState, TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
+
+OnInterruptedName = Literal["rerun", "fail", "ask"]
 
 
 class History(Protocol):
@@ -116,7 +118,7 @@ class Task:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        on_interrupted: str = "rerun",
+        on_interrupted: OnInterruptedName = "rerun",
         name: str | None = None,
     ) -> None:
         _check_str(title, "title")
@@ -132,6 +134,7 @@ class Task:
             _check_str(cwd, "cwd")
         if name is not None:
             _check_str(name, "name")
+        _check_str(on_interrupted, "on_interrupted")
         extra = _check_env(env)
         self._begin(
             TaskState(
@@ -155,6 +158,33 @@ class Task:
         )
         self._keep_env(extra)
 
+    def _again(self) -> Task:
+        """Return a fresh task that does the same, and is derived from this one."""
+        with self._lock:
+            view = self._view
+            fresh: Task = object.__new__(type(self))
+            fresh._begin(
+                TaskState(
+                    id=clock.new_id(),
+                    name=view.name,
+                    title=view.title,
+                    type=view.type,
+                    status=TaskStatus.PENDING,
+                    payload=view.payload,
+                    description=view.description,
+                    created_at=clock.now(),
+                    timeout=view.timeout,
+                    cwd=view.cwd,
+                    env=view.env,
+                    env_digests=view.env_digests,
+                    on_interrupted=view.on_interrupted,
+                    derived_from=view.id,
+                    version=0,
+                )
+            )
+            fresh._withheld = self._withheld
+            return fresh
+
     def _begin(self, state: TaskState) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
@@ -174,31 +204,72 @@ class Task:
         self._withheld = env
 
     @classmethod
-    def bash(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
-        """Return a task that runs a Bash script; the other fields are as in `Task`."""
-        return cls._made(TaskType.BASH, payload, title, fields)
+    def bash(
+        cls,
+        payload: str,
+        *,
+        title: str = "",
+        description: str = "",
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_interrupted: OnInterruptedName = "rerun",
+        name: str | None = None,
+    ) -> Self:
+        """Return a task that runs a Bash script; the fields are as in `Task`."""
+        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
+        return cls(title, payload, TaskType.BASH, description, name=name, **fields)
 
     @classmethod
-    def powershell(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
-        """Return a task that runs a PowerShell script; the other fields are as in `Task`."""
-        return cls._made(TaskType.POWERSHELL, payload, title, fields)
+    def powershell(
+        cls,
+        payload: str,
+        *,
+        title: str = "",
+        description: str = "",
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_interrupted: OnInterruptedName = "rerun",
+        name: str | None = None,
+    ) -> Self:
+        """Return a task that runs a PowerShell script; the fields are as in `Task`."""
+        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
+        return cls(title, payload, TaskType.POWERSHELL, description, name=name, **fields)
 
     @classmethod
-    def prompt(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
-        """Return a task that asks GitHub Copilot, in one turn without tools; the other fields are as in `Task`."""
-        return cls._made(TaskType.PROMPT, payload, title, fields)
+    def prompt(
+        cls,
+        payload: str,
+        *,
+        title: str = "",
+        description: str = "",
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_interrupted: OnInterruptedName = "rerun",
+        name: str | None = None,
+    ) -> Self:
+        """Return a task that asks GitHub Copilot, in one turn without tools; the fields are as in `Task`."""
+        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
+        return cls(title, payload, TaskType.PROMPT, description, name=name, **fields)
 
     @classmethod
-    def agent(cls, payload: str, *, title: str = "", **fields: Any) -> Task:
-        """Return a task that instructs a GitHub Copilot agent; the other fields are as in `Task`."""
-        return cls._made(TaskType.AGENT, payload, title, fields)
-
-    @classmethod
-    def _made(cls, type_: TaskType, payload: str, title: str, fields: dict[str, Any]) -> Task:
-        taken = {"title", "payload", "type", "error", "created_at"} & fields.keys()
-        if taken:
-            raise TypeError(f"Task.{type_}() got an unexpected keyword argument '{sorted(taken)[0]}'")
-        return cls(title, payload, type_, **fields)
+    def agent(
+        cls,
+        payload: str,
+        *,
+        title: str = "",
+        description: str = "",
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_interrupted: OnInterruptedName = "rerun",
+        name: str | None = None,
+    ) -> Self:
+        """Return a task that instructs a GitHub Copilot agent; the fields are as in `Task`."""
+        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
+        return cls(title, payload, TaskType.AGENT, description, name=name, **fields)
 
     @classmethod
     def _load(cls, state: TaskState, ledger: str, history: History) -> Task:
@@ -248,6 +319,11 @@ class Task:
     def on_interrupted(self) -> str:
         """What becomes of it when its runner dies: ``"rerun"``, ``"fail"`` or ``"ask"``."""
         return self._view.on_interrupted.value
+
+    @property
+    def derived_from(self) -> str | None:
+        """The id of the task that this one repeats, in a graph that `TaskGraph.retry` made."""
+        return self._view.derived_from
 
     @property
     def status(self) -> TaskStatus:
@@ -499,7 +575,7 @@ class Task:
             state = self._with_given_env(self._view)
             if self._is_as_made and not seen:
                 return Proposal((_created(state),), 0)
-            return Proposal(self._import(state), seen)
+            return Proposal(self._import(state), seen, tuple(self._pending))
 
     def _reimport(self, expected: int) -> Proposal:
         """Return what brings back a task that was deleted, whatever this handle has seen."""
@@ -520,7 +596,9 @@ class Task:
     def _printed_errors(self, result: TaskResult, attempt: int) -> str:
         if isinstance(result.raw, CompletedProcess) and isinstance(result.raw.stderr, str):
             return result.raw.stderr
-        return self._history.printed(self.id, attempt)["stderr"] if self._history is not None else ""
+        if self._history is None or not is_loaded(result):  # what ran here printed nothing that it does not hold
+            return ""
+        return self._history.printed(self.id, attempt)["stderr"]
 
     def _with_given_env(self, state: TaskState) -> TaskState:
         if not self._withheld:
@@ -550,18 +628,30 @@ class Task:
                 self._result = None
 
     def _ended(self, result: TaskResult) -> None:
-        """Take the very result that `execute` returns: unlike what is recorded, it has everything."""
+        """Take the very result that `execute` returns: unlike what is recorded, it has just what was raised."""
         with self._lock:
-            if not _is_same_ending(self._view.result, result):
+            ending = self._view.result
+            if not _is_same_ending(ending, result):
                 return  # somebody cancelled it meanwhile
             self._result = result
-            if self._view.error_length is not None:
+            if ending is not None and self._view.error is not None and self._view.error == ending.error:
                 self._view = evolve(self._view, error=result.error, error_length=None)
+
+    def _leave_ledger(self) -> None:
+        """Belong to no ledger: what follows is recorded in none. The lock is held."""
+        if self._ledger is not None:
+            self._ledger = None
+            self._pending = []
+            self._recorded = self._view
+            self._is_as_made = False
 
     def _advance(self, facts: Sequence[TaskFact]) -> None:
         """Take facts of an attempt that no ledger has: there is none, or it can't be written (they stay pending)."""
         with self._lock:
             self._propose(facts)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Task can't be copied or pickled: save it, and load it where it is needed by its id")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Task) and other.id == self.id
@@ -576,6 +666,8 @@ class Task:
 def _is_same_ending(one: ResultState | TaskResult | None, other: ResultState | TaskResult | None) -> bool:
     if one is None or other is None:
         return one is other
+    if isinstance(one, ResultState) and isinstance(other, ResultState) and one.attempt != other.attempt:
+        return False
     return (one.status, one.finished_at) == (other.status, other.finished_at)
 
 

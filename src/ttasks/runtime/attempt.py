@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError
+from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, words
 from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
@@ -32,6 +32,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
+from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
@@ -63,6 +64,15 @@ class Ending:
     error: BaseException | None
 
 
+@dataclass(slots=True)
+class _Execution:
+    """What the attempts of one execution have in common: what was asked of them."""
+
+    is_cancelled: bool = False
+    is_stopped: bool = False
+    latest: Attempt | None = None
+
+
 class Attempt:
     """One attempt, from its start to its end. It is the port that its handler's context reports to."""
 
@@ -75,6 +85,7 @@ class Attempt:
         journal: Journal,
         bus: EventBus,
         policy: RetryPolicy,
+        output_bytes_max: int | None = None,
         retry: int = 0,
         run: RunRef | None = None,
     ) -> None:
@@ -87,16 +98,20 @@ class Attempt:
         self._handler = handler
         self._journal = journal
         self._bus = bus
+        self._output_bytes_max = output_bytes_max
         self._lock = threading.Lock()
-        self._cancel_asked = threading.Event()
-        self._stop_asked = threading.Event()
+        self.execution = _Execution()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
-        self._cutters = {"stdout": LineCutter(), "stderr": LineCutter()}
+        self.kept: dict[str, Kept] = {}
+        self._cutters: dict[str, LineCutter] = {}
         self._is_over = False
+        self._unwritten: list[TaskFact] = []
+        self.has_started = False
         self.is_settled = False
         self._pid: int | None = None
+        self._thread: int | None = None
         self.position: int | None = None
         self.ending: Ending | None = None
         self.status_before = task.status
@@ -114,11 +129,12 @@ class Attempt:
             journal=self._journal,
             bus=self._bus,
             policy=self.policy,
+            output_bytes_max=self._output_bytes_max,
             retry=self.retry + 1,
             run=self.run,
         )
         # Whoever asks one of them to end means the work, whichever attempt it is at by then.
-        following._cancel_asked, following._stop_asked = self._cancel_asked, self._stop_asked
+        following.execution = self.execution
         return following
 
     def start_fact(self) -> TaskStarted:
@@ -140,7 +156,14 @@ class Attempt:
 
     def started(self, position: int | None) -> None:
         """Take note that the start was recorded, at `position` (None: there is no ledger)."""
+        self.has_started = True
         self.position = position
+        limit = UNLIMITED
+        if self._output_bytes_max is not None:
+            elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
+            limit = Limit(self._output_bytes_max, elsewhere)
+        self.kept = {"stdout": limit.keep("\n"), "stderr": limit.keep("\n")}
+        self._cutters = {"stdout": LineCutter(limit), "stderr": LineCutter(limit)}
         if position is not None:
             self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
 
@@ -150,6 +173,7 @@ class Attempt:
         """Enter the handler and keep how it ended. Nothing is recorded or raised here."""
         value: Any = None
         error: BaseException | None = None
+        self._thread = threading.get_ident()
         try:
             self.context.raise_if_cancelled()
             value = self._handler(self.context)
@@ -177,27 +201,28 @@ class Attempt:
         """The exception that is raised; None after success."""
         return self.ending.error if self.ending is not None else None
 
-    def raise_instead(self, error: Exception) -> None:
+    def raise_instead(self, error: BaseException) -> None:
         """Let whoever executes get `error`, caused by what the attempt failed with."""
         assert self.ending is not None
-        error.__cause__ = self.ending.error
-        self.ending = replace(self.ending, error=error)
+        if self.ending.error is not error:
+            error.__cause__ = self.ending.error
+            self.ending = replace(self.ending, error=error)
 
     def cancel_ending(self) -> None:
         """Turn the end into a cancel: one was asked for before the end could be recorded."""
         self.ask_cancel()
         self.ending = self.cancelled(self.error, self.result.raw)
 
-    def end_waiting(self) -> None:
+    def end_waiting(self, interruption: BaseException | None = None) -> None:
         """End the wait for the retry of this attempt, whose own end is recorded, as cancelled."""
-        ending = self.cancelled()
+        ending = self.cancelled(interruption)
         fact = replace(ending.fact, attempt=None)
         self.ending = replace(ending, fact=fact)
-        self._cancel_asked.set()
+        self.execution.is_cancelled = True
         self.is_settled = False
 
     def _ending(self, value: Any, error: BaseException | None) -> Ending:
-        if self._stop_asked.is_set():
+        if self.is_stopped:
             return self._interrupted(error)
         if self.is_cancelled or isinstance(error, TaskCancelled | KeyboardInterrupt):
             return self.cancelled(error, value)
@@ -212,7 +237,7 @@ class Attempt:
         self._note_printed(completed)
         fact = TaskSucceeded(
             **self._span(),
-            **_printed_error(stderr),
+            **self._printed_error(stderr),
             returncode=_code(completed),
             output=str(value) if isinstance(value, str) else None,
         )
@@ -231,7 +256,7 @@ class Attempt:
         was_printed = completed is not None and completed.stderr == text
         fact = TaskFailed(
             **self._span(),
-            **(_printed_error(text) if was_printed else {"error": text}),
+            **(self._printed_error(text) if was_printed else {"error": text}),
             exception=qualified_name(type(error)),
             returncode=_code(completed),
             reason=reason.value,
@@ -253,8 +278,9 @@ class Attempt:
             reason=TerminationReason.CANCELLED.value,
         )
         output = _text(completed.stdout) if completed is not None else ""
-        raised = error if isinstance(error, TaskCancelled | KeyboardInterrupt) else TaskCancelled(text)
-        if isinstance(raised, TaskCancelled) and not raised.args[0]:
+        is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
+        raised = error if is_kept and error is not None else TaskCancelled(text)
+        if isinstance(raised, TaskCancelled) and not words(raised):
             raised = TaskCancelled(text, completed)
         if raised is not error:
             raised.__cause__ = error
@@ -290,6 +316,16 @@ class Attempt:
             termination_reason=fact.reason,
         )
 
+    def _printed_error(self, stderr: str | None) -> dict[str, Any]:
+        """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
+        if stderr is None:
+            return {}
+        end, length = tail(stderr), len(stderr)
+        kept = self.kept["stderr"]
+        if isinstance(kept, HeadAndTail) and kept.is_cut and stderr == kept.text():
+            end, length = kept.error_tail(), kept.characters  # of all that was printed, not of what is shown of it
+        return {"error": end, "error_length": length if len(end) < length else None}
+
     def _note_printed(self, completed: subprocess.CompletedProcess[Any] | None) -> None:
         """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
         if completed is None or self._pid is not None:
@@ -300,25 +336,31 @@ class Attempt:
                 self._printed.append(("stdout" if stream == "stdout" else "stderr", at, text))
 
     def unwritten(self) -> list[TaskFact]:
-        """Return the facts that the attempt's end takes along, oldest first."""
+        """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
         self._is_over = True
-        facts = self._buffer.take() if self._buffer is not None else []
+        if self._buffer is not None:
+            self._unwritten += self._buffer.take()
         if self._printed:
-            facts.append(TaskOutput(self.number, tuple(self._printed)))
+            self._unwritten.append(TaskOutput(self.number, tuple(self._printed)))
             self._printed = []
-        return facts
+        return list(self._unwritten)
+
+    def settled(self) -> None:
+        """Take note that its end is recorded, or kept by the handle."""
+        self.is_settled = True
+        self._unwritten.clear()
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
     @property
     def is_cancelled(self) -> bool:
         """True once somebody asked for its cancel."""
-        return self._cancel_asked.is_set()
+        return self.execution.is_cancelled
 
     @property
     def is_stopped(self) -> bool:
         """True once its runner was told to stop at once."""
-        return self._stop_asked.is_set()
+        return self.execution.is_stopped
 
     @property
     def has_process(self) -> bool:
@@ -327,12 +369,12 @@ class Attempt:
 
     def ask_cancel(self) -> None:
         """Cancel: the context says so at once, and what it waits for ends."""
-        self._cancel_asked.set()
+        self.execution.is_cancelled = True
         self._call_enders()
 
     def stop(self) -> None:
         """Stop at once: what became of the work is then unknown."""
-        self._stop_asked.set()
+        self.execution.is_stopped = True
         self._call_enders()
 
     def abandon(self) -> None:
@@ -379,6 +421,7 @@ class Attempt:
         """Take what it printed, as it was read."""
         if self._is_over:
             return
+        self.kept[stream].add(text)
         if self._buffer is not None:
             self._buffer.printed(stream, text)
         if self._bus.has_subscribers:
@@ -386,10 +429,13 @@ class Attempt:
 
     def finished_printing(self) -> None:
         """Publish last lines that have no line end."""
+        if self._is_over:
+            return
         for stream, cutter in self._cutters.items():
             self._publish_lines(stream, cutter.finish())
 
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
+        _PUBLISHING.thread = self._thread
         for line in lines:
             self._bus.emit(
                 TaskEvent(
@@ -406,7 +452,9 @@ class Attempt:
 
     def _progress(self, percent: float | None, message: str | None) -> None:
         at: datetime = clock.now()
-        if self._buffer is not None and not self._is_over:
+        if self._is_over:
+            raise RuntimeError(f"progress can't be emitted any more: attempt {self.number} has ended")
+        if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._bus.emit(
             TaskEvent(
@@ -422,12 +470,13 @@ class Attempt:
         )
 
 
-def words(error: BaseException) -> str:
-    """Return the text of an error, also of one that can't say it."""
-    try:
-        return str(error)
-    except Exception as odd:  # noqa: BLE001 - an error without words is still an error
-        return f"{type(error).__name__}, which has no text: {odd!r}"
+_PUBLISHING = threading.local()
+
+
+def publishing_for() -> int | None:
+    """Return the thread that runs the task whose output this thread publishes; None: it publishes none."""
+    thread: int | None = getattr(_PUBLISHING, "thread", None)
+    return thread
 
 
 def _code(completed: subprocess.CompletedProcess[Any] | None) -> int | None:
@@ -439,11 +488,3 @@ def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else ""
-
-
-def _printed_error(stderr: str | None) -> dict[str, Any]:
-    """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
-    if stderr is None:
-        return {}
-    kept = tail(stderr)
-    return {"error": kept, "error_length": len(stderr) if len(kept) < len(stderr) else None}

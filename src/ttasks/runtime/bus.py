@@ -17,7 +17,7 @@ class EventBus:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscribers: tuple[tuple[object, Subscriber], ...] = ()
-        self._errors: list[Exception] = []
+        self._errors: list[BaseException] = []
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Call `callback` with every event from now on; return what ends that, and may be called twice.
@@ -52,16 +52,27 @@ class EventBus:
         return bool(self._subscribers)
 
     def emit(self, event: TaskEvent) -> None:
-        """Tell every subscriber, in the order they came, on this thread and with no lock held."""
+        """Tell every subscriber, in the order they came, on this thread and with no lock held.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a signal came to the main thread meanwhile. Every subscriber was told.
+        """
+        interruption: BaseException | None = None
         for _, callback in self._subscribers:
             try:
                 callback(event)
-            except Exception as error:  # noqa: BLE001 - a subscriber can never break the work it observes
-                with self._lock:
-                    self._errors.append(error)
+            except BaseException as error:  # noqa: BLE001 - a subscriber can never break the work it observes
+                is_signal = not isinstance(error, Exception)
+                if is_signal and threading.current_thread() is threading.main_thread():
+                    interruption = error
+                else:
+                    with self._lock:
+                        self._errors.append(error)
+        if interruption is not None:
+            raise interruption
 
     @property
-    def errors(self) -> list[Exception]:
+    def errors(self) -> list[BaseException]:
         """What subscribers raised, oldest first: a new list each time."""
         with self._lock:
             return list(self._errors)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ttasks import clock, errors
-from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError, words
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     AttemptEnd,
@@ -21,6 +21,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TaskType, TerminationReason
 from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
+from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
 from ttasks.log.transaction import CancelUnheardError, Owned
 from ttasks.model.event import TaskEvent, TaskEventType
@@ -28,7 +29,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
-from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
+from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
 from ttasks.state import decide
@@ -48,25 +49,34 @@ class TaskExecutor:
     Args:
         store: where everything is recorded. One of the library's own stores is a ledger: nothing runs that it can't
             record. Any other object with `tasks` and `graphs` gets `save` calls, as well as that goes. None: nowhere.
+        max_output_bytes: how much of each of a script's two streams is kept in memory, and so in its result, its
+            errors, and each line that is published: the beginning and the end, with a notice in between. A ledger has
+            all of it all the same. None: everything.
+
+    Raises:
+        TypeError: `max_output_bytes must be an int`.
+        ValueError: `max_output_bytes must be at least 1`.
 
     Leaving a ``with`` waits for what was submitted.
     """
 
-    def __init__(self, store: Any = None) -> None:
-        self._begin(store)
+    def __init__(self, store: Any = None, *, max_output_bytes: int | None = None) -> None:
+        self._begin(store, max_output_bytes)
         self.register(TaskType.BASH, bash_handler)
         self.register(TaskType.POWERSHELL, powershell_handler)
         self.register(TaskType.PROMPT, make_copilot_prompt_handler())
         self.register(TaskType.AGENT, make_copilot_agent_handler())
 
     @classmethod
-    def empty(cls, store: Any = None) -> Self:
+    def empty(cls, store: Any = None, *, max_output_bytes: int | None = None) -> Self:
         """Return an executor without handlers."""
         executor = cls.__new__(cls)
-        executor._begin(store)
+        executor._begin(store, max_output_bytes)
         return executor
 
-    def _begin(self, store: Any) -> None:
+    def _begin(self, store: Any, max_output_bytes: int | None) -> None:
+        check_output_bytes(max_output_bytes)
+        self._output_bytes_max = max_output_bytes
         self._store = store
         self._journal = journal_of(store)
         self._handlers: dict[TaskType, Handler] = {}
@@ -156,9 +166,15 @@ class TaskExecutor:
             TaskCancelled: the task was cancelled. Whatever else the handler raised: the task failed.
         """
         attempt = self._attempt(task, upstream or {}, retry_policy)
-        self._start(attempt)
-        attempt = self._finish(attempt)
-        self._settle(attempt)
+        try:
+            self._start(attempt)
+            attempt = self._finish(attempt)
+            self._settle(attempt)
+        except Exception:
+            raise
+        except BaseException as interruption:
+            self._end_interrupted(attempt, interruption)
+            raise
         ending = attempt.ending
         assert ending is not None
         if ending.error is not None:
@@ -189,6 +205,7 @@ class TaskExecutor:
             journal=self._journal,
             bus=self._events,
             policy=policy or ONCE,
+            output_bytes_max=self._output_bytes_max,
             run=run,
         )
         if handler is _no_handler:
@@ -215,12 +232,12 @@ class TaskExecutor:
     def _start(self, attempt: Attempt, cause: int | None = None) -> None:
         """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
         owned = Owned(attempt.number - 1) if attempt.retry else None
-        self._live[attempt.task.id] = attempt
+        attempt.execution.latest = attempt
         try:
             (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
-        except BaseException:
-            self._live.pop(attempt.task.id, None)
-            raise
+        except TransitionError as refusal:
+            decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
+            raise refusal
         self._started(attempt, _last(events))
 
     def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
@@ -279,6 +296,31 @@ class TaskExecutor:
             return None
         return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries
 
+    def _end_interrupted(self, attempt: Attempt, interruption: BaseException) -> None:
+        """Record how an execution ends that Ctrl-C cut short somewhere in this class, or in a subscriber."""
+        while True:
+            try:
+                latest = attempt.execution.latest
+                if latest is None:
+                    return  # it had not begun
+                events = self._journal.catch_up(latest.task)
+                state = latest.task._view
+                has_begun = latest.has_started or self._journal.is_recorded(latest.task, latest.started_at)
+                if state.running_attempt == latest.number and has_begun:
+                    latest.ending = latest.ending or latest.cancelled(interruption)
+                elif latest.has_started and state.is_owned:
+                    latest.end_waiting(interruption)
+                else:
+                    if latest.has_started and not latest.is_settled and latest.ending is not None:
+                        self._ended(latest, TaskStatus.RUNNING, events, is_waiting=False)
+                    return
+                self._settle(latest)
+            except Exception:
+                raise
+            except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: what was begun is ended all the same
+                continue
+            return
+
     def _settle(self, attempt: Attempt, *more: TaskFact, follow: Attempt | None = None) -> bool:
         """Record how the attempt ended, and tell subscribers; return whether `follow` started in the same commit.
 
@@ -304,14 +346,16 @@ class TaskExecutor:
             except (StreamConflictError, TransitionError) as refusal:
                 if isinstance(refusal, CancelUnheardError):
                     attempt.cancel_ending()
-                elif follow is None:
+                elif follow is None:  # somebody else has recorded how it ended
+                    self._journal.catch_up(attempt.task)
+                    self._let_go(attempt)
                     raise
                 has_started_follow = False
                 events = self._record_end(attempt, facts, (), None)
         except LedgerUnwritableError as lost:
             self._lose(attempt, facts, before, lost)
             raise
-        attempt.is_settled = True
+        attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
         if follow is not None and has_started_follow:
             self._started(follow, _last(events[1]))
@@ -325,13 +369,7 @@ class TaskExecutor:
         entries = [end]
         if follow is None:
             return self._journal.record(entries)
-        entries.append(Entry(follow.task, [follow.start_fact()], cause=end))
-        self._live[follow.task.id] = follow
-        try:
-            return self._journal.record(entries)
-        except BaseException:
-            self._live.pop(follow.task.id, None)
-            raise
+        return self._journal.record([*entries, Entry(follow.task, [follow.start_fact()], cause=end)])
 
     def _ended(
         self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent], *, is_waiting: bool
@@ -348,7 +386,7 @@ class TaskExecutor:
         self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
     ) -> None:
         """The work ended as it ended, but the ledger can't be told: the handle shows it, and keeps it as pending."""
-        attempt.is_settled = True
+        attempt.settled()
         attempt.task._advance([*facts, attempt.fact])
         self._let_go(attempt)
         lost.result = attempt.result
@@ -357,8 +395,10 @@ class TaskExecutor:
     def _let_go(self, attempt: Attempt) -> None:
         task = attempt.task
         task._ended(attempt.result)
+        if self._live.get(task.id) is not attempt:
+            return
         task._on_cancel = None
-        self._live.pop(task.id, None)
+        del self._live[task.id]
         log = self._journal.log
         if log is not None:
             log.unwatch(f"task-{task.id}")
@@ -388,7 +428,7 @@ class TaskExecutor:
             with self._lock:
                 self._persistence_errors.append((task.id, failure))
             status = task.status
-            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=str(failure))
+            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=words(failure))
 
     def _keep_graph(self, graph: TaskGraph) -> None:
         failure = self._journal.keep_graph(graph)
@@ -414,8 +454,7 @@ class TaskExecutor:
             before = task.status
             if before.is_sink:
                 return
-            if task._view.is_owned:  # by another handle, or another process: that one is asked
-                task.cancel()
+            if task._request_cancel():  # it is owned by another handle, or another process: that one is asked
                 self._journal.record([Entry(task)])
                 return
             try:
@@ -438,7 +477,9 @@ class TaskExecutor:
         text = f"Task '{task.id}' was cancelled"
         reason = TerminationReason.CANCELLED.value
         # No attempt, so that the task's own error stays; but a result.
-        fact = TaskCancelled(started_at=now, finished_at=now, duration=0.0, error=text, reason=reason)
+        fact = TaskCancelled(
+            started_at=now, finished_at=now, duration=0.0, error=text, reason=reason, by=clock.whoami()
+        )
         (events,) = self._journal.record([Entry(task, [fact])])
         self._publish(task, TaskEventType.CANCELLED, before, fact, _last(events))
 
@@ -448,7 +489,12 @@ class TaskExecutor:
         Raises:
             TransitionError: the task is not PENDING. Nothing was written.
             LedgerUnwritableError: it could not be recorded; the task is as it was.
+            TypeError: `task must be a Task`, `parent_id must be a str`.
         """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if not isinstance(parent_id, str):
+            raise TypeError(f"parent_id must be a str, got {type(parent_id).__name__}")
         self._block([(task, parent_id)])
 
     def _block(self, blocked: Sequence[tuple[Task, str]], cause: int | None = None) -> None:
@@ -515,6 +561,11 @@ class TaskExecutor:
             if retry_policy is None:
                 return self.execute(task, upstream)
             return self.execute(task, upstream, retry_policy=retry_policy)
+        except StreamConflictError as conflict:
+            if not self._journal.is_cancelled(task):
+                raise
+            self._journal.catch_up(task)
+            raise errors.TaskCancelled(f"Task '{task.id}' was cancelled") from conflict
         finally:
             self._workers.discard(worker)
 
@@ -527,7 +578,7 @@ class TaskExecutor:
 
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
-        worker = threading.get_ident()
+        worker = publishing_for() or threading.get_ident()
         with self._lock:
             self._is_shutdown = True
             pool = self._pool
@@ -538,7 +589,7 @@ class TaskExecutor:
             self._look_whether_drained()
         pool.shutdown(wait=False)
         clock.wait(self._drained)
-        if worker not in self._workers:
+        if worker not in self._workers and threading.current_thread() not in pool._threads:
             pool.shutdown(wait=True)  # the threads of a drained pool end at once
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,7 +10,14 @@ from queue import SimpleQueue
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TtasksError
+from ttasks.errors import (
+    AlreadyRunningError,
+    LedgerUnwritableError,
+    StreamConflictError,
+    TransitionError,
+    TtasksError,
+    words,
+)
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     GraphCancelRequested,
@@ -20,10 +28,11 @@ from ttasks.events.facts import (
     Member,
 )
 from ttasks.events.status import RunStatus
+from ttasks.log.transaction import OwnedRun
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import qualified_name
 from ttasks.model.task import Task
-from ttasks.runtime.attempt import Attempt, RunRef, words
+from ttasks.runtime.attempt import Attempt, RunRef
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.state.planner import Consequences, Planner
 from ttasks.stores.recording import Entry
@@ -33,6 +42,10 @@ STOP_WAIT_S: Final = 10.0
 STOP_PAUSE_S: Final = 0.1
 INTERRUPTIONS_MAX: Final = 2
 """After so many Ctrl-C the next one leaves at once, whatever still runs."""
+
+
+_EXECUTE: Final = TaskExecutor.execute
+"""As it was made, whoever has replaced it since."""
 
 
 class GraphRun:
@@ -47,10 +60,10 @@ class GraphRun:
         for task in graph:
             if task.is_running or task._view.is_owned:
                 raise AlreadyRunningError(
-                    f"task '{task.title}' ({task.id}) is RUNNING: the graph can't be run. Nothing was written"
+                    f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
                 )
         if graph.run_status is RunStatus.RUNNING:
-            raise AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")
+            raise _running_already(graph)
         self._executor = executor
         self._graph = graph
         self._max_workers = max_workers
@@ -58,15 +71,18 @@ class GraphRun:
         self._members: dict[str, Member] = dict(graph._members)
         self._planner = Planner(self._members, {task_id: task.status for task_id, task in self._tasks.items()})
         # Where `execute` is overridden, every task goes through it; only else may an end and a start share a commit.
-        self._is_direct = type(executor).execute is TaskExecutor.execute
+        self._is_direct = getattr(executor.execute, "__func__", None) is _EXECUTE
         self._changed = threading.Condition()
         self._over = threading.Event()
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: it is over
         self._is_led = False
+        self._is_closed = False
+        self._workers: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
         self._is_cancelled = False
+        self._has_heard = False
         self._is_stopped = False
         self._lost: LedgerUnwritableError | None = None
         self._broken: BaseException | None = None
@@ -80,13 +96,17 @@ class GraphRun:
         # Ctrl-C reaches the main thread, at any line of it. So the thread that calls only waits: whatever is recorded
         # is recorded by others, whom no signal interrupts.
         interruptions: list[BaseException] = []
-        while not self._over.is_set():
+        while True:
             try:
+                if self._over.is_set():
+                    break
                 if not self._is_led:
                     threading.Thread(target=self._lead, name="ttasks-run", daemon=True).start()
                 if interruptions:
                     self._pass_on(interruptions)
                 clock.wait(self._over)
+            except RuntimeError:  # the system has no thread to give: nothing was begun
+                raise
             except BaseException as interruption:
                 if len(interruptions) == INTERRUPTIONS_MAX:
                     raise
@@ -112,18 +132,41 @@ class GraphRun:
                 return
             self._is_led = True
         try:
+            self._graph._enter_run()
+        except AlreadyRunningError as refusal:
+            self._failure = refusal
+            self._over.set()
+            return
+        try:
             self._begin()
-            workers = self._hire()
+            self._hire()
             while (order := self._orders.get()) is not None:
                 order()
             if not self._is_stopped:
-                for worker in workers:
-                    worker.join()
+                self._let_workers_end()
                 self._finish()
         except BaseException as error:  # noqa: BLE001 - it is raised by `run`
             self._failure = error
+            self._give_up(error)
         finally:
+            if (log := self._executor._journal.log) is not None:
+                log.unwatch(f"graph-{self._graph.id}")
+            self._graph._leave_run()
             self._over.set()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Close a run that can't go on: what runs is waited for, nothing more is started."""
+        with self._changed:
+            self._broken = self._broken or error
+            self._wake()
+        self._let_workers_end()
+        if not self._is_closed:
+            with contextlib.suppress(TtasksError):  # a ledger that is lost: the end stays pending
+                self._close(lambda run: GraphRunInterrupted(run, f"it broke: {error!r}", self._recorded_errors()))
+
+    def _let_workers_end(self) -> None:
+        for worker in self._workers:
+            worker.join()
 
     def _begin(self) -> None:
         graph, ids = self._graph, list(self._members)
@@ -141,28 +184,43 @@ class GraphRun:
             optional_tasks=tuple(place[member.task] for member in self._members.values() if not member.is_required),
         )
         self._executor._keep_graph(graph)
-        events = self._record(*(Entry(task) for task in graph), Entry(graph, [started]))
+        try:
+            events = self._record(*(Entry(task) for task in graph), Entry(graph, [started]))
+        except (StreamConflictError, TransitionError) as refusal:
+            found = log.readers.graph(graph.id) if log is not None else None
+            if found is not None and found.run_status is RunStatus.RUNNING:
+                raise _running_already(graph) from refusal
+            raise
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
+        if log is not None:
+            log.watch(f"graph-{graph.id}", self._hear_cancel)
         graph._errors = {}
         consequences = self._planner.begin()
         self._block(consequences)
         self._ready.extend(consequences.ready)
 
+    def _record_of_graph(self, fact: GraphFact) -> None:
+        # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
+        owned = OwnedRun(self._run.run) if self._run is not None else None
+        self._record(Entry(self._graph, [fact], owned, self._position, is_alone=True))
+
     def _record(self, *entries: Entry) -> list[list[RecordedEvent]]:
         return self._executor._journal.record(entries)
 
-    def _hire(self) -> list[threading.Thread]:
-        wanted = min(self._max_workers, len(self._members))
-        workers = [
-            threading.Thread(target=self._work, name=f"ttasks-run-{index}", daemon=True) for index in range(wanted)
-        ]
-        for worker in workers:
-            worker.start()
+    def _hire(self) -> None:
+        for index in range(min(self._max_workers, len(self._members))):
+            worker = threading.Thread(target=self._work, name=f"ttasks-run-{index}", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError:  # the system has no more threads to give
+                if not self._workers:
+                    raise
+                break
+            self._workers.append(worker)
         with self._changed:
             self._wake()  # there may be nothing to do at all
-        return workers
 
     def _wake(self) -> None:
         """Wake as many workers as there is work for; all of them, and who leads, at the end. The lock is held."""
@@ -180,23 +238,30 @@ class GraphRun:
         if self._lost is not None:
             self._keep_as_interrupted(self._lost)
             raise self._lost
-        outcome = RunStatus.SUCCEEDED if self._graph.ok else RunStatus.FAILED
+        outcome = RunStatus.SUCCEEDED if self._is_ok() else RunStatus.FAILED
         if self._is_cancelled:
             outcome = RunStatus.CANCELLED
         self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors()))
         self._executor._keep_graph(self._graph)
 
+    def _is_ok(self) -> bool:
+        """True when all that this run had to do is done: tasks that were added meanwhile are no concern of it."""
+        required = (task_id for task_id, member in self._members.items() if member.is_required)
+        return all(self._tasks[task_id].is_succeeded and task_id not in self._graph._errors for task_id in required)
+
     def _keep_as_interrupted(self, lost: LedgerUnwritableError) -> None:
         """Keep the end of the run as pending: whoever saves the graph next records it."""
+        self._is_closed = True
         if self._run is not None:
             why = f"the ledger was lost: {lost}"
             self._graph._advance(GraphRunInterrupted(self._run.run, why, self._recorded_errors()))
 
     def _close(self, fact: Callable[[int], GraphFact]) -> None:
+        self._is_closed = True
         if self._run is None:
             return
         try:
-            self._record(Entry(self._graph, [fact(self._run.run)], cause=self._position))
+            self._record_of_graph(fact(self._run.run))
         except LedgerUnwritableError as lost:
             self._keep_as_interrupted(lost)
             raise
@@ -209,14 +274,29 @@ class GraphRun:
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
+    def _hear_cancel(self) -> None:
+        """Take note that somebody else has recorded a request to cancel the run."""
+        with self._changed:
+            is_news, self._has_heard = not self._has_heard, True
+        if is_news:
+            self._orders.put(self._withdraw)
+
     def _cancel(self, why: str) -> None:
-        """Cancel the run: what runs is cancelled but for finally tasks, nothing else starts but those."""
+        """Record that the run is to be cancelled, and do it."""
+        with self._changed:
+            self._has_heard = True
         try:
             if self._run is not None:
-                self._record(Entry(self._graph, [GraphCancelRequested(clock.whoami(), why)], cause=self._position))
+                self._record_of_graph(GraphCancelRequested(clock.whoami(), why))
         except LedgerUnwritableError as lost:
             self._lose(lost)
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Cancel the run: what runs is cancelled but for finally tasks, nothing else starts but those."""
         with self._changed:
+            if self._is_cancelled or self._is_stopped:
+                return
             self._is_cancelled = True
             consequences = self._planner.withdraw()
             self._ready = deque(task for task in self._ready if self._members[task].is_finally)
@@ -249,6 +329,7 @@ class GraphRun:
             except LedgerUnwritableError as lost:
                 self._lose(lost)
         self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
+        self._executor._keep_graph(self._graph)
         self._orders.put(None)
 
     def _live_attempts(self) -> list[Attempt]:
@@ -427,3 +508,7 @@ class GraphRun:
             for task_id in task_ids:
                 self._running.discard(task_id)
             self._wake()
+
+
+def _running_already(graph: TaskGraph) -> AlreadyRunningError:
+    return AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")

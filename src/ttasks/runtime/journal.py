@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
+from ttasks.errors import words
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskFact
+from ttasks.events.status import TaskStatus
 from ttasks.log.event_log import EventLog
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.stores.ledger import LedgerStore
-from ttasks.stores.recording import Entry
+from ttasks.stores.recording import Entry, catch_up
 
 
 class Journal(Protocol):
@@ -25,6 +28,15 @@ class Journal(Protocol):
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record the entries, all or none; return the events of each entry's own facts, none without a ledger."""
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:
+        """Let a handle show what was recorded of it that it has not heard of; return those events."""
+
+    def is_cancelled(self, task: Task) -> bool:
+        """True when the task was cancelled, by whatever handle."""
+
+    def is_recorded(self, task: Task, started_at: datetime) -> bool:
+        """True when the task's latest attempt is the one that began at that time."""
 
     def keep(self, task: Task) -> Exception | None:
         """Give a user's own store the task at a lifecycle transition; return what that raised."""
@@ -38,15 +50,30 @@ class LedgerJournal:
 
     def __init__(self, store: LedgerStore) -> None:
         self._store = store
+        self._log = store._log
 
     @property
     def log(self) -> EventLog | None:
-        """The ledger."""
-        return self._store._writable()
+        """The ledger, also after the store was closed: only recording needs it open."""
+        return self._log
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Append the entries."""
         return self._store._record(entries)
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:
+        """Read what the handle has not seen."""
+        return catch_up(self._store._writable(), task)
+
+    def is_cancelled(self, task: Task) -> bool:
+        """Return what the ledger says."""
+        state = self._store._readers.task(task.id)
+        return state is not None and state.status is TaskStatus.CANCELLED
+
+    def is_recorded(self, task: Task, started_at: datetime) -> bool:
+        """Return what the ledger says."""
+        attempts = self._store._readers.attempts(task.id)
+        return bool(attempts) and attempts[-1].started_at == started_at
 
     def keep(self, task: Task) -> Exception | None:  # noqa: ARG002
         """Nothing: it is recorded already."""
@@ -82,8 +109,22 @@ class LooseJournal:
             for task, facts in wanted:
                 task._with(facts)
             for task, facts in wanted:
-                task._advance(facts)
+                if facts:
+                    task._leave_ledger()
+                    task._advance(facts)
         return [[] for _ in entries]
+
+    def catch_up(self, task: Task) -> list[RecordedEvent]:  # noqa: ARG002
+        """Nothing: the handle is all there is."""
+        return []
+
+    def is_cancelled(self, task: Task) -> bool:
+        """Return what the handle says."""
+        return task.is_cancelled
+
+    def is_recorded(self, task: Task, started_at: datetime) -> bool:  # noqa: ARG002
+        """True: nobody else can have started this very handle meanwhile."""
+        return True
 
     def keep(self, task: Task) -> Exception | None:
         """Call ``store.tasks.save(task)``."""
@@ -93,9 +134,9 @@ class LooseJournal:
         """Call ``store.graphs.save(graph)``; what it raises is warned of as well."""
         error = self._best_effort(lambda: self._store.graphs.save(graph))
         if error is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always")  # a warning that must not become an error, not even under -W error
-                warnings.warn(f"graph persistence failed for graph '{graph.id}': {error}", RuntimeWarning, stacklevel=4)
+            text = f"graph persistence failed for graph '{graph.id}': {words(error)}"
+            # Shown whatever the filters say: it must not be lost, and not become an error, not even under -W error.
+            warnings.showwarning(RuntimeWarning(text), RuntimeWarning, __file__, 1)
         return error
 
     def _best_effort(self, save: Callable[[], object]) -> Exception | None:
@@ -110,4 +151,5 @@ class LooseJournal:
 
 def journal_of(store: Any) -> Journal:
     """Return where an executor with this store records: only the library's own stores are ledgers."""
-    return LedgerJournal(store) if isinstance(store, LedgerStore) else LooseJournal(store)
+    is_ledger = issubclass(type(store), LedgerStore)  # a mock with a spec is an instance, as far as it says
+    return LedgerJournal(store) if is_ledger else LooseJournal(store)

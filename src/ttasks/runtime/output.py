@@ -11,6 +11,7 @@ from ttasks import clock
 from ttasks.errors import LedgerError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
+from ttasks.handlers.kept import Limit
 from ttasks.log.transaction import Owned
 from ttasks.model.task import Task
 from ttasks.runtime.journal import Journal
@@ -137,18 +138,36 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class LineCutter:
-    """Cuts what is read from one stream into lines, each with its end; the last may lack it."""
+    """Cuts what is read from one stream into lines, each with its end; the last may lack it.
 
-    def __init__(self) -> None:
-        self._rest = ""
+    Of a line that is longer than `limit` only the beginning and the end are kept.
+    """
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._rest = limit.keep(" ")
 
     def cut(self, text: str) -> list[str]:
         """Return the lines that `text` completes."""
-        lines = (self._rest + text).split("\n")
-        self._rest = lines.pop()
-        return [line + "\n" for line in lines]
+        first, *others = text.split("\n")
+        self._rest.add(first)
+        if not others:
+            return []
+        lines = [self._rest.text() + "\n"]
+        self._rest = self._limit.keep(" ")
+        self._rest.add(others.pop())
+        if self._limit.covers(text):
+            lines += [line + "\n" for line in others]
+        else:
+            lines += [self._shortened(line) + "\n" for line in others]
+        return lines
+
+    def _shortened(self, line: str) -> str:
+        kept = self._limit.keep(" ")
+        kept.add(line)
+        return kept.text()
 
     def finish(self) -> list[str]:
         """Return what is left, if anything."""
-        rest, self._rest = self._rest, ""
+        rest, self._rest = self._rest.text(), self._limit.keep(" ")
         return [rest] if rest else []

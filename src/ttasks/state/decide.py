@@ -73,6 +73,8 @@ def transition(state: TaskState, status: TaskStatus, error: str | None, by: str)
     next_status(state.status, fact_type)
     if status in (RUNNING, SUCCEEDED):  # both clear the error (SPEC §2.2)
         return [fact_type()]
+    if status is CANCELLED:
+        return [TaskCancelled(error=error, by=by)]
     return [fact_type(error=error)]  # type: ignore[call-arg]
 
 
@@ -82,7 +84,7 @@ def cancel(state: TaskState, by: str) -> list[TaskFact]:
         return []
     if state.is_owned:
         return [TaskCancelRequested(by)]
-    return [TaskCancelled()]
+    return [TaskCancelled(by=by)]
 
 
 def check_may_start(state: TaskState) -> None:

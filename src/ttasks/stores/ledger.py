@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ttasks import clock
-from ttasks.errors import LedgerUnwritableError
+from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
 from ttasks.events.envelope import RecordedEvent
-from ttasks.events.facts import GraphDeleted, TaskDeleted
+from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted
+from ttasks.events.status import RunStatus
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
 from ttasks.log.files import MEMORY
 from ttasks.log.reading import Readers
@@ -144,13 +145,15 @@ class LedgerTasks(TaskCollection):
         Raises:
             KeyError: there is no such task.
         """
-        task = self[task_id]
-        task.cancel()
         log = self._store._writable()
-        proposal = task._proposal(log.ledger)
-        if proposal.facts:
-            owned = task._view.is_owned
-            log.append(Batch(f"task-{task.id}", proposal.facts, None if owned else proposal.expected))
+        while True:
+            task = self[task_id]
+            task.cancel()
+            try:
+                record(log, [Entry(task)])
+            except StreamConflictError:  # it was started, or ended, just now: look again
+                continue
+            return
 
 
 class LedgerGraphs(GraphCollection):
@@ -212,6 +215,21 @@ class LedgerGraphs(GraphCollection):
         deleted |= log.readers.deleted("graphs", [graph.id])
         entries = [Entry(task, deleted=deleted.get(task.id)) for task in tasks]
         record(log, [*entries, Entry(graph, deleted=deleted.get(graph.id))])
+
+    def cancel(self, graph_id: str) -> None:
+        """Ask whoever runs the graph to cancel that run: what runs is cancelled, finally tasks still run.
+
+        Raises:
+            KeyError: there is no such graph.
+            TransitionError: it is not running. Nothing was written.
+        """
+        state = self._store._readers.graph(graph_id)
+        if state is None or state.is_deleted:
+            raise KeyError(graph_id)
+        if state.run_status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+            raise TransitionError(f"graph '{state.title}' ({graph_id}) is not running: there is nothing to cancel")
+        request = GraphCancelRequested(clock.whoami(), "on request")
+        self._store._writable().append(Batch(f"graph-{graph_id}", [request], None))
 
 
 class SQLiteStore(LedgerStore):

@@ -10,7 +10,7 @@ from operator import attrgetter
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import Fact, TaskCancelRequested
 from ttasks.log.event_log import EventLog
-from ttasks.log.transaction import Batch, Owned
+from ttasks.log.transaction import Batch, Owned, OwnedRun
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
 
@@ -19,16 +19,17 @@ from ttasks.model.task import Proposal, Task
 class Entry:
     """What to record of one handle: its pending facts, then `facts`.
 
-    `owned` replaces what the handle itself expects of its stream, for an attempt's own facts. `cause` is a position, or
-    an earlier entry of the same recording. `deleted` is the version at which its stream ends with its deletion: it
-    comes back, whatever the handle has seen.
+    `owned` replaces what the handle itself expects of its stream, for the own facts of an attempt or a run. `cause` is
+    a position, or an earlier entry of the same recording. `deleted` is the version at which its stream ends with its
+    deletion: it comes back, whatever the handle has seen. `is_alone`: what the handle has pending is left for later.
     """
 
     handle: Task | TaskGraph
     facts: Sequence[Fact] = ()
-    owned: Owned | None = None
+    owned: Owned | OwnedRun | None = None
     cause: int | Entry | None = None
     deleted: int | None = None
+    is_alone: bool = False
 
 
 def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
@@ -78,13 +79,15 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
 def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
     if entry.deleted is not None:
         return entry.handle._reimport(entry.deleted)
+    if entry.is_alone:
+        return GraphProposal((), entry.handle._seen.get(ledger, 0))
     return entry.handle._proposal(ledger)
 
 
 def _batch(entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch]) -> Batch:
     kind = "task" if isinstance(entry.handle, Task) else "graph"
     cause = of_entry.get(id(entry.cause)) if isinstance(entry.cause, Entry) else entry.cause
-    expected: int | Owned | None = entry.owned if entry.owned is not None else proposal.expected
+    expected: int | Owned | OwnedRun | None = entry.owned if entry.owned is not None else proposal.expected
     if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
         expected = None  # a request conflicts with nothing
     return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause)
@@ -95,3 +98,18 @@ def _tell(log: EventLog, handle: Task | TaskGraph, proposal: Proposal | GraphPro
         handle._committed(log.ledger, state, proposal.pending, log.readers)  # type: ignore[arg-type]
     elif isinstance(handle, TaskGraph) and isinstance(proposal, GraphProposal):
         handle._committed(log.ledger, state, proposal)  # type: ignore[arg-type]
+
+
+def catch_up(log: EventLog, task: Task) -> list[RecordedEvent]:
+    """Let the handle show what the ledger has of it, though nobody told it (Ctrl-C came in between).
+
+    Only for what this process alone may record: facts of its own attempt. Returns the events that the handle had not
+    seen, oldest first.
+    """
+    with task._recording:
+        seen, pending = task._seen.get(log.ledger, 0), tuple(task._pending)
+        events = [event for event in log.readers.events(stream=f"task-{task.id}") if event.version > seen]
+        state = log.readers.task(task.id) if events else None
+        if state is not None:
+            task._committed(log.ledger, state, pending, log.readers)
+        return events
