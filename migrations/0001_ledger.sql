@@ -69,6 +69,7 @@ CREATE TABLE tasks (
   env_digests TEXT,
   on_interrupted TEXT NOT NULL,
   derived_from TEXT REFERENCES tasks (id),
+  redacted TEXT,
   running_attempt INTEGER,
   retry INTEGER NOT NULL,
   retry_due_at TEXT,

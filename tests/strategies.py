@@ -144,10 +144,16 @@ def _ends(*types: type[f.AttemptEnd], attempt: int | None = 0) -> st.SearchStrat
 
 
 _REVISIONS = st.one_of(
-    st.builds(lambda field, value: {field: value}, st.sampled_from(["title", "payload", "description"]), texts),
-    st.builds(lambda error: {"error": error}, st.none() | texts),
-    st.builds(lambda timeout: {"timeout": timeout}, st.none() | seconds),
-).map(f.TaskRevised)
+    st.one_of(
+        st.builds(lambda field, value: {field: value}, st.sampled_from(["title", "payload", "description"]), texts),
+        st.builds(lambda error: {"error": error}, st.none() | texts),
+        st.builds(lambda timeout: {"timeout": timeout}, st.none() | seconds),
+    ).map(f.TaskRevised),
+    st.builds(
+        lambda field: f.TaskRevised({field: "***"}, redacted=(field,)),
+        st.sampled_from(["title", "payload", "description"]),
+    ),
+)
 _STARTS = st.builds(
     started,
     st.just(0),
@@ -240,6 +246,7 @@ _CREATED = st.builds(
     cwd=st.none() | texts,
     env=st.none() | text_maps,
     error=st.none() | texts,
+    redacted=st.none() | st.just(("payload",)) | st.just(("cwd", "title")),
 )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LedgerUnwritableError,
         NotALedgerError,
         NotFoundError,
+        RedactionError,
         SealedTaskError,
         StreamConflictError,
         TaskCancelled,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         TransitionError,
         TtasksError,
         UnknownEventError,
+        WithheldError,
         WorkflowError,
     )
     from ttasks.events.envelope import OpaqueEvent, RecordedEvent
@@ -56,9 +58,9 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "ttasks.errors": (
         "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
-        "NotALedgerError", "NotFoundError", "SealedTaskError", "StreamConflictError", "TaskCancelled",
-        "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError", "UnknownEventError",
-        "WorkflowError",
+        "NotALedgerError", "NotFoundError", "RedactionError", "SealedTaskError", "StreamConflictError",
+        "TaskCancelled", "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError",
+        "UnknownEventError", "WithheldError", "WorkflowError",
     ),
     "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
     "ttasks.events.status": ("RunStatus", "TaskStatus", "TaskType"),
@@ -109,6 +111,7 @@ __all__ = [
     "OpaqueEvent",
     "RecordedError",
     "RecordedEvent",
+    "RedactionError",
     "RetryPolicy",
     "RunStatus",
     "SQLiteStore",
@@ -130,6 +133,7 @@ __all__ = [
     "TransitionError",
     "TtasksError",
     "UnknownEventError",
+    "WithheldError",
     "WorkflowError",
     "__version__",
     "make_copilot_agent_handler",

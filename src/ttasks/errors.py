@@ -63,6 +63,21 @@ class GraphError(TtasksError, ValueError):
     """A graph that can't be run as it is: a cycle, a dependency that is not in it. Nothing was written."""
 
 
+class WithheldError(TtasksError, ValueError):
+    """A task can't run as it was loaded: the ledger withholds what it needs. Nothing was run or written.
+
+    `missing` names what has to be given again: ``payload``, ``cwd``, ``env['API_TOKEN']``.
+    """
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
+class RedactionError(TtasksError, ValueError):
+    """What is to be redacted is said in a way that can't be used. Nothing was opened or written."""
+
+
 class WorkflowError(TtasksError, ValueError):
     """A workflow file that can't be used. Nothing was run or written.
 

@@ -32,10 +32,13 @@ def ttasks(ledger: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TTASKS, *arguments], env=environment(ledger), capture_output=True, text=True, timeout=60)
 
 
-def start_until(ledger: Path, workflow: Path, text: str) -> tuple[subprocess.Popen[str], list[str]]:
+def start_until(ledger: Path, workflow: Path, text: str, **variables: str) -> tuple[subprocess.Popen[str], list[str]]:
     """Start a run and return when it has printed a line with `text`, and what it printed so far."""
     process = subprocess.Popen(
-        [*TTASKS, "run", str(workflow)], env=environment(ledger), stdout=subprocess.PIPE, text=True
+        [*TTASKS, "run", str(workflow)],
+        env={**environment(ledger), **variables},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     lines = []
     for line in process.stdout:
@@ -97,6 +100,30 @@ def test_after_kill_9_the_ledger_verifies_and_show_tells_what_was_running(tmp_pa
         shown = ttasks(ledger, "show").stdout
         (second,) = [line for line in shown.splitlines() if line[9:].startswith(" second ")]
         assert "interrupted" in second and f"process {process.pid}" in second and "is gone" in second
+    finally:
+        end_group_of(ledger)
+
+
+def test_after_kill_9_in_the_middle_of_a_line_no_file_of_the_ledger_holds_a_secret(tmp_path: Path) -> None:
+    secret = "correct-horse-battery-staple"
+    workflow = tmp_path / f"{secret}.yaml"
+    workflow.write_text(
+        "tasks:\n"
+        f"  one: {{bash: 'echo $PASS; printf %s $PASS; echo {secret} >&2; printf %s ${{PASS:0:9}}; sleep 100'}}\n"
+        "  two: {bash: 'echo $TOKEN; for i in {1..5000}; do echo $i $PASS; done; sleep 100', env: {TOKEN: not-told}}\n"
+    )
+    ledger = tmp_path / "ledgers" / "ledger.db"
+    process, lines = start_until(ledger, workflow, "5000 ***", PASS=secret, TTASKS_REDACT="PASS")
+    process.kill()
+    rest, _ = process.communicate()
+    try:
+        held = {path.name: path.read_bytes() for path in ledger.parent.iterdir()}
+        assert held["ledger.db-wal"] != b""
+        assert ttasks(ledger, "verify").returncode == 0
+        shown = [*lines, rest, ttasks(ledger, "show").stdout, ttasks(ledger, "events").stdout]
+        for text in (secret, secret[:9], "not-told"):
+            assert text not in "".join(shown)
+            assert [name for name, content in held.items() if text.encode() in content] == []
     finally:
         end_group_of(ledger)
 

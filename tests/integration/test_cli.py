@@ -280,6 +280,51 @@ def test_secret_values_of_a_workflow_are_in_no_file_of_the_ledger(ttasks: Shell)
     assert str(shown).startswith('{"API_TOKEN":"pbkdf2-sha256:')
 
 
+SECRET = "correct-horse-battery"
+SECRETIVE = f"""
+title: deploy {SECRET}
+tasks:
+  log {SECRET} in: {{bash: 'echo $PASS; echo pin=4711; printf %s ${{PASS:0:9}}; sleep 0.3; echo ${{PASS:9}} rest'}}
+  fails: {{bash: "echo 'no {SECRET}' >&2; exit 3", env: {{API_KEY: another-secret}}, after: [log {SECRET} in]}}
+  late: {{bash: "true", after: [fails]}}
+"""
+
+
+def test_what_is_to_be_redacted_is_neither_printed_nor_in_any_file_of_the_ledger(ttasks: Shell) -> None:
+    folder = ttasks.folder / SECRET
+    folder.mkdir()
+    (folder / "deploy.yaml").write_text(SECRETIVE)
+    variables = {"PASS": SECRET, "TTASKS_REDACT": r"PASS,re:pin=\d{4,}", "TTASKS_LEDGER": f"{SECRET}/.ttasks/ledger.db"}
+    done = ttasks("run", f"{SECRET}/deploy.yaml", **variables)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("deploy ***: 3 tasks") and ", ledger ***/.ttasks/ledger.db\n" in done.stdout
+    assert done.stdout.count("log *** in | ***\n") == 2 and "log *** in | *** rest\n" in done.stdout
+    assert "fails: failed: no ***\n  | no ***\n" in done.stdout
+    assert "late: blocked by fails" in done.stdout
+    looked = [ttasks(command, **variables).stdout for command in ("show", "ls", "events")]
+    held = b"".join(path.read_bytes() for path in (folder / ".ttasks").iterdir())
+    for secret in (SECRET, "pin=4711", "another-secret"):
+        assert secret not in "".join([done.stdout, *looked])
+        assert secret.encode() not in held
+    assert b"***/deploy.yaml" in held
+
+
+def test_a_variable_that_says_wrongly_what_to_redact_exits_with_2_and_leaves_no_trace(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    done = ttasks("run", "good.yaml", TTASKS_REDACT="PASS,re:[a-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ttasks: TTASKS_REDACT: the pattern '[a-' is no regular expression: ")
+    assert not ttasks.ledger.parent.exists()
+
+
+def test_errors_of_the_command_are_redacted_too(ttasks: Shell) -> None:
+    done = ttasks("run", f"{SECRET}.yaml", PASS=SECRET, TTASKS_REDACT="PASS")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "***.yaml: the workflow file can't be read: No such file or directory\n",
+    )
+
+
 def test_the_workflow_is_named_in_the_ledger_by_path_and_digest(ttasks: Shell) -> None:
     import hashlib
 

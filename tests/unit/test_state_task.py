@@ -347,6 +347,14 @@ def test_revising_the_error_forgets_how_long_the_old_one_was() -> None:
     assert fold(f.TaskRevised({"error": None}), state=failed).error_length is None
 
 
+def test_what_is_redacted_is_known_until_it_is_revised() -> None:
+    state = fold(created(payload="***", title="***", redacted=("payload", "title")))
+    assert state.redacted == ("payload", "title")
+    again = fold(f.TaskRevised({"payload": "a ***", "description": "***"}, redacted=("description",)), state=state)
+    assert again.redacted == ("description", "title")
+    assert fold(f.TaskRevised({"title": "t", "description": "d"}), state=again).redacted is None
+
+
 # --- asking to cancel -----------------------------------------------------------------------------------------------
 
 

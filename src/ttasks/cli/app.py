@@ -12,7 +12,7 @@ from typing import Final, ParamSpec
 
 import click
 
-from ttasks.errors import NotALedgerError, NotFoundError, TtasksError, WorkflowError
+from ttasks.errors import NotALedgerError, NotFoundError, RedactionError, TtasksError, WorkflowError
 from ttasks.version import __version__
 
 Parameters = ParamSpec("Parameters")
@@ -53,11 +53,20 @@ def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, No
             out = console(stderr=True)
             lines = str(error).splitlines() if isinstance(error, WorkflowError) else [f"ttasks: {error}"]
             for line in lines:
-                out.print(printable(line))
-            is_bad_input = isinstance(error, WorkflowError | NotALedgerError | NotFoundError)
+                out.print(printable(_redacted(line)))
+            is_bad_input = isinstance(error, WorkflowError | NotALedgerError | NotFoundError | RedactionError)
             sys.exit(EXIT_BAD_INPUT if is_bad_input else EXIT_NOT_OK)
 
     return wrapped
+
+
+def _redacted(text: str) -> str:
+    from ttasks.log.redaction import read_redaction, redacted
+
+    try:
+        return redacted(text, read_redaction((), os.environ))
+    except RedactionError:  # it is what there is to say
+        return text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

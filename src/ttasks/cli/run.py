@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -20,6 +21,7 @@ from ttasks.clock import monotonic_s
 from ttasks.events.facts import Source
 from ttasks.events.status import TaskStatus, TaskType
 from ttasks.log.reading import Readers
+from ttasks.log.redaction import redacted
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import RetryPolicy
@@ -68,13 +70,12 @@ def graph_of(workflow: Workflow) -> TaskGraph:
 
 
 class Reporter:
-    """Prints each event on a line of its own, whichever thread it comes from."""
+    """Prints each event on a line of its own, whichever thread it comes from; `names` are those of tasks, by id."""
 
-    def __init__(self, graph: TaskGraph) -> None:
+    def __init__(self, names: Mapping[str, str]) -> None:
         self._out = console()
         self._colors = COLOR_SYSTEMS.get(self._out.color_system or "")
         self._lock = threading.Lock()
-        names = {task.id: printable(task.name) for task in graph}
         width = min(max(map(len, names.values()), default=0), 30)
         self._names = {task_id: self._styled(name.ljust(width), "bold") for task_id, name in names.items()}
 
@@ -129,10 +130,11 @@ def run_file(file: Path, ledger: Path, jobs: int | None) -> int:
     started_s = monotonic_s()
     is_cancelled = False
     with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
-        executor.events.subscribe(Reporter(graph))
-        out.print(
-            f"{printable(graph.title)}: {count(len(graph), 'task')}, graph {graph.id}, ledger {printable(str(ledger))}"
-        )
+        # The handles have what they were given; what is shown of them is what the ledger holds.
+        names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
+        title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
+        executor.events.subscribe(Reporter(names))
+        out.print(f"{title}: {count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _terminate)
         try:
@@ -140,25 +142,23 @@ def run_file(file: Path, ledger: Path, jobs: int | None) -> int:
         except KeyboardInterrupt:
             is_cancelled = True
         except _Terminated:
-            _summarise(graph, store._readers, monotonic_s() - started_s)
+            _summarise(graph, names, store._readers, monotonic_s() - started_s)
             raise
-        _summarise(graph, store._readers, monotonic_s() - started_s)
+        _summarise(graph, names, store._readers, monotonic_s() - started_s)
     if is_cancelled:
         return EXIT_CTRL_C
     return 0 if graph.ok else EXIT_NOT_OK
 
 
-def _summarise(graph: TaskGraph, readers: Readers, seconds: float) -> None:
+def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, seconds: float) -> None:
     out = console()
     out.print()
     for task in graph:
         if task.is_failed or task.is_interrupted:
-            _show_end(graph, task, readers)
+            _show_end(graph, task, names[task.id], readers)
     for task in graph.blocked:
-        cause = next((parent for parent in graph if parent.id == task.blocked_by), None)
-        out.print(
-            Text(f"{printable(task.name)}: blocked by {printable(cause.name) if cause else 'another task'}", "magenta")
-        )
+        cause = names.get(task.blocked_by or "", "another task")
+        out.print(Text(f"{names[task.id]}: blocked by {cause}", "magenta"))
     counts = Counter(task.status for task in graph)
     parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
     verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
@@ -166,10 +166,10 @@ def _summarise(graph: TaskGraph, readers: Readers, seconds: float) -> None:
     out.print(f"Look at it: ttasks show {short(graph.id)}")
 
 
-def _show_end(graph: TaskGraph, task: Task, readers: Readers) -> None:
+def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
     error = printable((task.error or "").strip().rpartition("\n")[2])
-    out.print(Text(f"{printable(task.name)}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
+    out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
     for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
         out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))

@@ -73,7 +73,8 @@ class TaskCreated(TaskFact):
     """`name` is its name in its workflow: the same task in later runs of one file has the same name.
 
     `env` holds the extra variables whose values may be recorded, `env_digests` a keyed digest of each secret one.
-    `derived_from` is the task that this one repeats, in a graph made by `TaskGraph.retry`.
+    `derived_from` is the task that this one repeats, in a graph made by `TaskGraph.retry`. `redacted` names the fields
+    in which a secret was replaced: they can't be restored.
     """
 
     name: str
@@ -89,13 +90,18 @@ class TaskCreated(TaskFact):
     env_digests: Mapping[str, str] | None = None
     error: str | None = None
     derived_from: str | None = None
+    redacted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TaskRevised(TaskFact):
-    """`changes` maps each revised field (title, payload, description, timeout, error) to its new value."""
+    """`changes` maps each revised field (title, payload, description, timeout, error) to its new value.
+
+    `redacted` names those in which a secret was replaced.
+    """
 
     changes: Mapping[str, Any]
+    redacted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class TaskStarted(TaskFact):
 
     `attempt` counts from 1 over the task's life, `retry` from 0 within one use of its retry policy. `handler` is the
     qualified name of what runs it. None in `attempt` (and with it in all the rest): RUNNING was set by hand.
+    `redacted` names the fields in which a secret was replaced.
     """
 
     attempt: int | None = None
@@ -118,6 +125,7 @@ class TaskStarted(TaskFact):
     retry_policy: RetrySpec | None = None
     graph: str | None = None
     run: int | None = None
+    redacted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ class AttemptPort(Protocol):
     def printed(self, stream: str, text: str) -> None:
         """Take what it printed, as it was read."""
 
+    def stop_printing(self) -> None:
+        """Take no more of what it prints; all that was taken is in `kept` then."""
+
     @property
     def kept(self) -> Mapping[str, Kept]:
         """What is kept of what it printed, by stream."""
@@ -164,6 +167,9 @@ class DetachedPort:
     def printed(self, stream: str, text: str) -> None:
         """Keep it: nobody records."""
         self.kept[stream].add(text)
+
+    def stop_printing(self) -> None:
+        """Nothing: nothing is held back."""
 
     def finished_printing(self) -> None:
         """Nothing: nobody records."""

@@ -81,6 +81,7 @@ class ChildProcess:
         return self._completed()
 
     def _completed(self) -> subprocess.CompletedProcess[str]:
+        self._port.stop_printing()  # a process that left the group may hold the pipes open still
         code = self._popen.returncode if self._popen is not None else None
         return subprocess.CompletedProcess(
             self._command,

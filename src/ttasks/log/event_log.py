@@ -16,14 +16,14 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
-from ttasks.events.facts import Fact, GraphCancelRequested, LedgerCreated, TaskCancelRequested
+from ttasks.events.facts import GraphCancelRequested, LedgerCreated, TaskCancelRequested
 from ttasks.log import files
 from ttasks.log.listener import Listener
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
+from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_git, describe_runner, git_root
-from ttasks.log.secrets import withhold
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
 from ttasks.version import __version__
 
@@ -61,11 +61,15 @@ class _Request:
 class EventLog:
     """One ledger, opened for appending. Get it with `EventLog.open`; threads may share it.
 
-    `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions.
+    `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions, `redaction` is what is
+    kept out of every text before it is written (None: nothing).
     """
 
-    def __init__(self, path: Path | None, *, busy_timeout: float, durability: str) -> None:
+    def __init__(
+        self, path: Path | None, *, busy_timeout: float, durability: str, redaction: Redaction | None = None
+    ) -> None:
         self.path = path
+        self.redaction = redaction
         self.ledger = ""
         self.busy_timeout = busy_timeout
         self.durability = durability
@@ -93,7 +97,14 @@ class EventLog:
     # --- opening and closing -----------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: Path | None, *, busy_timeout: float = BUSY_TIMEOUT_S, durability: str = "full") -> EventLog:
+    def open(
+        cls,
+        path: Path | None,
+        *,
+        busy_timeout: float = BUSY_TIMEOUT_S,
+        durability: str = "full",
+        redaction: Redaction | None = None,
+    ) -> EventLog:
         """Return the log of the ledger at `path`, made or migrated where needed; None: a new one in memory.
 
         Within a process all who open one path share one log. Each of them has to `close` it.
@@ -101,15 +112,17 @@ class EventLog:
         Args:
             busy_timeout: seconds to wait for other writers.
             durability: ``"full"``, or ``"normal"``, which may lose the last commits on power loss.
+            redaction: what is kept out of it.
 
         Raises:
             NotALedgerError: the file is something else, or a ledger of a newer ttasks. It was left untouched.
             LedgerUnwritableError: it can't be made, locked or written here.
+            LedgerError: it is open here already, with another durability, or without some of this redaction.
         """
         if durability not in ("full", "normal"):
             raise ValueError(f"durability must be 'full' or 'normal', got {durability!r}")
         if path is None:
-            log = cls(None, busy_timeout=busy_timeout, durability=durability)
+            log = cls(None, busy_timeout=busy_timeout, durability=durability, redaction=redaction)
             log._open()
             log._users = 1
             return log
@@ -117,11 +130,17 @@ class EventLog:
         with _OPEN_LOCK:
             shared = _OPEN.get(real)
             if shared is None or not shared._is_in_place():
-                shared = cls(real, busy_timeout=busy_timeout, durability=durability)
+                shared = cls(real, busy_timeout=busy_timeout, durability=durability, redaction=redaction)
                 shared._open()
                 _OPEN[real] = shared
             elif shared.durability != durability:
                 raise LedgerError(f"{real} is open already with durability={shared.durability!r}; close that first")
+            elif redaction is not None and not (shared.redaction and shared.redaction.covers(redaction)):
+                # Its writer is shared, and what it wrote so far may hold what is to be redacted from now on.
+                raise LedgerError(
+                    f"{real} is open already, and not all that is to be redacted here is redacted there; close that "
+                    "first, or open both with the same redact="
+                )
             shared._users += 1
             return shared
 
@@ -237,7 +256,7 @@ class EventLog:
         Threads that append at the same time share a commit. An exception that comes from outside while this waits
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
-        request = _Request([Encoded.of(batch, self._withheld) for batch in batches])
+        request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
         try:
             with self._mutex:
                 self._queue.append(request)
@@ -269,9 +288,6 @@ class EventLog:
                 return self._transaction.replace_rows(tables, refill)
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
-
-    def _withheld(self, fact: Fact) -> Fact:
-        return withhold(fact, self._digest_key)
 
     # Ctrl-C may come between any two lines below. So a request stays in the queue until it is settled, or taken back by
     # its own caller, and whoever leads tidies up in `_step_down`, however far it got.
@@ -343,7 +359,8 @@ class EventLog:
                 assert self._transaction is not None
                 wanted = [request.batches for request in group]
                 if self._transaction.runner is None:
-                    wanted.insert(0, [runner_started(f"runner-{clock.new_id()}", describe_runner())])
+                    started = (f"runner-{clock.new_id()}", describe_runner())
+                    wanted.insert(0, [runner_started(*started, self._digest_key, self.redaction)])
                 self._transaction.commit(wanted, clock.now, committed)
         except (OSError, sqlite3.Error) as error:
             if isinstance(error, TtasksError):

@@ -1,20 +1,31 @@
-"""What is withheld from the log: values of secret-looking environment variables, of which only a digest is kept."""
+"""What is withheld from the log: secret values of environment variables, of which only a digest is kept, and secrets
+in texts, which are redacted."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
-from ttasks.events.facts import Fact, TaskCreated, TaskImported, TaskStarted
+from ttasks.events.codec import FACT_TYPES
+from ttasks.events.facts import Fact, TaskCreated, TaskImported, TaskRevised, TaskStarted
+from ttasks.log.redaction import Redaction
 
 SECRET_NAMES: Final = ("*TOKEN*", "*SECRET*", "*PASSWORD*", "*KEY*")
 # Slow on purpose: whoever has the ledger could otherwise try short passwords by the million. It is cached, so that a
 # process pays for each value once.
 _ROUNDS: Final = 20_000
+
+_NO_REDACTION: Final = Redaction()
+STRUCTURE: Final = frozenset({
+    "answer", "blocked_by", "boot_id", "derived_from", "digest_key", "env", "env_digests", "exception", "git_commit",
+    "graph", "handler", "host", "ledger", "platform", "process_start", "python_version", "reason", "redacted",
+    "signal", "tasks", "ttasks_version",
+})  # fmt: skip
+"""Fields of facts that hold a text, but not a person's: what is compared, or computed. All others are redacted."""
 
 
 def is_secret(name: str) -> bool:
@@ -34,27 +45,119 @@ def digest(value: str, key: str) -> str:
     return f"pbkdf2-sha256:{_ROUNDS}:{derived.hex()}"
 
 
-def split_env(env: Mapping[str, str] | None, key: str) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+def is_withheld(name: str, value: str, redaction: Redaction | None) -> bool:
+    """True when only a digest of this variable is recorded: its name looks secret, was named, or its value matches."""
+    return is_secret(name) or (redaction is not None and (redaction.is_secret(name) or redaction.finds(value)))
+
+
+def redaction_of(base: Redaction | None, env: Mapping[str, str] | None) -> Redaction | None:
+    """Return what is redacted of a task that was given `env`: what is redacted anyway, and what of `env` is withheld.
+
+    Otherwise the log would hold what is withheld from it as soon as the task prints it.
+    """
+    return base if not env else _redaction_of(base, tuple(env.items()))
+
+
+@lru_cache(maxsize=1024)
+def _redaction_of(base: Redaction | None, env: tuple[tuple[str, str], ...]) -> Redaction | None:
+    known = base or _NO_REDACTION
+    secret = [(name, value) for name, value in env if is_withheld(name, value, base)]
+    literals = [literal for name, value in secret for literal in known.literals_of(name, value)]
+    return known.with_literals(literals) if literals else base
+
+
+def split_env(
+    env: Mapping[str, str] | None, key: str, redaction: Redaction | None = None
+) -> tuple[dict[str, str] | None, dict[str, str] | None]:
     """Return the variables that may be recorded, and the digests of the others; None for none."""
     if not env:
         return None, None
-    plain = {name: value for name, value in env.items() if not is_secret(name)}
-    digests = {name: digest(value, key) for name, value in env.items() if is_secret(name)}
+    secret = {name for name, value in env.items() if is_withheld(name, value, redaction)}
+    plain = {name: value for name, value in env.items() if name not in secret}
+    digests = {name: digest(value, key) for name, value in env.items() if name in secret}
     return plain or None, digests or None
 
 
-def withhold(fact: Fact, key: str) -> Fact:
+def withhold(fact: Fact, key: str, redaction: Redaction | None = None) -> Fact:
     """Return `fact` as it may be recorded."""
     if isinstance(fact, TaskCreated | TaskStarted):
-        if not fact.env:
-            return fact
-        plain, digests = split_env(fact.env, key)
-        return replace(fact, env=plain, env_digests={**(fact.env_digests or {}), **(digests or {})} or None)
-    if isinstance(fact, TaskImported) and fact.state.get("env"):
-        plain, digests = split_env(fact.state["env"], key)
-        state = {name: value for name, value in fact.state.items() if name not in ("env", "env_digests")}
-        kept = {**(fact.state.get("env_digests") or {}), **(digests or {})}
-        return replace(
-            fact, state={**state, **({"env": plain} if plain else {}), **({"env_digests": kept} if kept else {})}
-        )
-    return fact
+        if fact.env:
+            plain, digests = split_env(fact.env, key, redaction)
+            fact = replace(fact, env=plain, env_digests={**(fact.env_digests or {}), **(digests or {})} or None)
+    elif isinstance(fact, TaskImported) and fact.state.get("env"):
+        fact = replace(fact, state=_state_without_secret_values(fact.state, key, redaction))
+    return fact if redaction is None else _redacted(fact, redaction)
+
+
+def _state_without_secret_values(state: Mapping[str, Any], key: str, redaction: Redaction | None) -> dict[str, Any]:
+    plain, digests = split_env(state["env"], key, redaction)
+    others = {name: value for name, value in state.items() if name not in ("env", "env_digests")}
+    kept = {**(state.get("env_digests") or {}), **(digests or {})}
+    return {**others, **({"env": plain} if plain else {}), **({"env_digests": kept} if kept else {})}
+
+
+# --- texts in facts --------------------------------------------------------------------------------------------------
+
+_Clean = Callable[[str], str]
+_CLEANERS: Final[Mapping[str, Callable[[Any, _Clean], Any]]] = {
+    "str": lambda text, clean: clean(text),
+    "tuple[str, ...]": lambda texts, clean: tuple(map(clean, texts)),
+    "tuple[Chunk, ...]": lambda chunks, clean: tuple((stream, at, clean(text)) for stream, at, text in chunks),
+    "Source": lambda source, clean: replace(source, path=clean(source.path)),
+    "Mapping[str, Any]": lambda changes, clean: {
+        name: clean(value) if isinstance(value, str) else value for name, value in changes.items()
+    },
+    "Mapping[str, Mapping[str, str]]": lambda errors, clean: {
+        task: {**error, "text": clean(error["text"])} for task, error in errors.items()
+    },
+}
+TEXTS: Final = {
+    fact_type: {
+        field.name: _CLEANERS[kind]
+        for field in fields(fact_type)
+        if (kind := str(field.type).removesuffix(" | None")) in _CLEANERS and field.name not in STRUCTURE
+    }
+    for fact_type in FACT_TYPES
+}
+"""How each type of fact is redacted: the fields that hold a person's texts."""
+_OWN: Final = frozenset({"name", "title", "payload", "description", "cwd"})
+"""Fields of a task that only people set: of these it is recorded which were redacted, for they can't be restored."""
+
+
+def _redacted(fact: Fact, redaction: Redaction) -> Fact:
+    """Return `fact` with its texts redacted."""
+    clean = redaction.text
+    if isinstance(fact, TaskImported):
+        return replace(fact, state=_redacted_state(fact.state, clean))
+    changed: dict[str, Any] = {}
+    for name, cleaner in TEXTS[type(fact)].items():
+        value = getattr(fact, name)
+        if value is not None and (cleaned := cleaner(value, clean)) != value:
+            changed[name] = cleaned
+    if isinstance(fact, TaskCreated | TaskStarted):
+        own = (changed.keys() & _OWN) | set(fact.redacted or ())
+        changed |= _renamed({"env": fact.env, "env_digests": fact.env_digests}, clean)
+    elif isinstance(fact, TaskRevised) and changed:
+        own = {name for name in fact.changes.keys() & _OWN if changed["changes"][name] != fact.changes[name]}
+    else:
+        own = set()
+    if own:
+        changed["redacted"] = tuple(sorted(own))
+    return replace(fact, **changed) if changed else fact
+
+
+def _redacted_state(state: Mapping[str, Any], clean: _Clean) -> dict[str, Any]:
+    texts = {name: clean(state[name]) for name in (*_OWN, "error") if state.get(name) is not None}
+    own = {name for name in texts.keys() & _OWN if texts[name] != state[name]} | set(state.get("redacted") or ())
+    changed = {**texts, **_renamed({name: state.get(name) for name in ("env", "env_digests")}, clean)}
+    if own:
+        changed["redacted"] = sorted(own)
+    result = state.get("result")
+    if result is not None and result.get("error") is not None:
+        changed["result"] = {**result, "error": clean(result["error"])}
+    return {**state, **changed}
+
+
+def _renamed(variables: Mapping[str, Mapping[str, str] | None], clean: _Clean) -> dict[str, dict[str, str]]:
+    """Return those of these variables that are there, with their names redacted; what is withheld is not in values."""
+    return {field: {clean(name): value for name, value in of.items()} for field, of in variables.items() if of}

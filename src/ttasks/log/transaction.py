@@ -17,6 +17,8 @@ from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
 from ttasks.log.reading import ENVELOPE, event_of
+from ttasks.log.redaction import Redaction
+from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
@@ -46,13 +48,15 @@ class Batch:
 
     `expected` is how many events of the stream the caller has seen (0: it must not exist yet), or `Owned`, or
     `OwnedRun`, or None for requests, which conflict with nothing. `cause` is the position of the event that led to
-    these facts, or an earlier batch of the same append, whose last event did.
+    these facts, or an earlier batch of the same append, whose last event did. `redaction` is used in place of the
+    log's own.
     """
 
     stream: str
     facts: Sequence[Fact]
     expected: int | Owned | OwnedRun | None
     cause: int | Batch | None = None
+    redaction: Redaction | None = None
 
 
 @dataclass(slots=True)
@@ -75,9 +79,11 @@ class Encoded:
     facts: list[tuple[Fact, str]]
 
     @classmethod
-    def of(cls, batch: Batch, withheld: Callable[[Fact], Fact]) -> Encoded:
+    def of(cls, batch: Batch, key: str, redaction: Redaction | None) -> Encoded:
         """Encode a batch; what must not be recorded is withheld first."""
-        return cls(batch, [_stored(withheld(fact)) for fact in batch.facts])
+        if batch.redaction is not None:
+            redaction = batch.redaction
+        return cls(batch, [_stored(withhold(fact, key, redaction)) for fact in batch.facts])
 
 
 def _stored(fact: Fact) -> tuple[Fact, str]:
@@ -353,9 +359,9 @@ def first_event(fact: LedgerCreated) -> Encoded:
     return Encoded(Batch(LEDGER_STREAM, [fact], 0), [(fact, encode(fact))])
 
 
-def runner_started(stream: str, fact: RunnerStarted) -> Encoded:
+def runner_started(stream: str, fact: RunnerStarted, key: str, redaction: Redaction | None) -> Encoded:
     """Return the request that registers this process."""
-    return Encoded(Batch(stream, [fact], 0), [(fact, encode(fact))])
+    return Encoded.of(Batch(stream, [fact], 0), key, redaction)
 
 
 def _ignores_cancel(facts: Sequence[Fact]) -> bool:

@@ -27,6 +27,7 @@ class TaskResult:
     Where its executor has a `max_output_bytes`, `output`, `error` and `raw` hold the beginning and the end of what a
     script printed, with a notice in between.
 
+    Secrets are masked in `output` and `error`, as they are in the log, but not in what a handler of your own returned.
     A loaded result reads `output`, and a long `error`, from the log when it is first asked for.
     """
 

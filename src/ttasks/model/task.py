@@ -10,10 +10,11 @@ from subprocess import CompletedProcess
 from typing import Any, Literal, NoReturn, Protocol, Self
 
 from ttasks import clock
-from ttasks.errors import TransitionError
+from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded, loaded_result
 from ttasks.model.retry import FLOAT_MAX
 from ttasks.state import decide
@@ -90,7 +91,8 @@ class Task:
         timeout: seconds, greater than 0; None for no limit.
         created_at: default: now. A naive datetime is local time.
         cwd: the folder it runs in; None for that of whoever runs it.
-        env: extra environment variables. Values of names that look secret are never recorded (SPEC §8).
+        env: extra environment variables. Values of names that look secret are never recorded, nor what is
+            printed of them (SPEC §8).
         on_interrupted: ``"rerun"``, ``"fail"`` or ``"ask"``: what becomes of it when its runner dies.
         name: what it is called in its workflow; default: the title.
 
@@ -102,8 +104,8 @@ class Task:
     """
 
     __slots__ = (
-        "__weakref__", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_recording", "_result", "_seen", "_view", "_withheld",
+        "__weakref__", "_given", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
+        "_recording", "_result", "_seen", "_view",
     )  # fmt: skip
 
     def __init__(
@@ -154,9 +156,9 @@ class Task:
                 derived_from=None,
                 version=0,
                 error=error,
-            )
+            ),
+            extra,
         )
-        self._keep_env(extra)
 
     def _again(self) -> Task:
         """Return a fresh task that does the same, and is derived from this one."""
@@ -180,12 +182,13 @@ class Task:
                     on_interrupted=view.on_interrupted,
                     derived_from=view.id,
                     version=0,
+                    redacted=view.redacted,
                 )
             )
-            fresh._withheld = self._withheld
+            fresh._given = self._given.copy()
             return fresh
 
-    def _begin(self, state: TaskState) -> None:
+    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
         self._recording = threading.RLock()
@@ -194,14 +197,10 @@ class Task:
         self._ledger: str | None = None
         self._seen: dict[str, int] = {}
         self._is_as_made = True
-        self._withheld: Mapping[str, str] | None = None
+        self._given = Given(env)
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
-
-    def _keep_env(self, env: Mapping[str, str] | None) -> None:
-        """Keep the values that were given: what the ledger withholds stays on the handle, and runs."""
-        self._withheld = env
 
     @classmethod
     def bash(
@@ -280,6 +279,7 @@ class Task:
         task._seen[ledger] = state.version
         task._is_as_made = False
         task._history = history
+        task._given = Given(None, tuple(state.env_digests or ()))
         return task
 
     # --- what it shows -----------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Task:
     def env(self) -> dict[str, str]:
         """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
         view = self._view
-        return {**(view.env_digests or {}), **(view.env or {}), **(self._withheld or {})}
+        return {**(view.env_digests or {}), **(view.env or {}), **(self._given.env or {})}
 
     @property
     def on_interrupted(self) -> str:
@@ -352,7 +352,7 @@ class Task:
 
     @property
     def payload(self) -> str:
-        """What to do."""
+        """What to do. A loaded handle has ``***`` in place of secrets in it: see `give_again`."""
         return self._view.payload
 
     @payload.setter
@@ -539,6 +539,50 @@ class Task:
         if on_cancel is not None and self._view.cancel_requested_by is not None:
             on_cancel()
 
+    def give_again(
+        self, *, payload: str | None = None, cwd: str | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Give a loaded task what the ledger withholds of it, so that it can run; nothing is recorded of that.
+
+        Args:
+            payload: what stood there before secrets in it were replaced by ``***``. To run something else, set it.
+            cwd: the same of the folder.
+            env: values of variables of which the ledger has a digest. An attempt's start records the digest of what
+                it was given, so whether it is the same value as before can be seen.
+
+        Raises:
+            TypeError: a value of the wrong type. Nothing was changed.
+            ValueError: something that is not withheld from this handle. Nothing was changed.
+            SealedTaskError: the task has SUCCEEDED.
+        """
+        texts = {field: value for field, value in (("payload", payload), ("cwd", cwd)) if value is not None}
+        for field, value in texts.items():
+            _check_str(value, field)
+        given = _check_env(env) or {}
+        with self._lock:
+            decide.check_may_change(self._view, "what is withheld")
+            missing = self._given.missing(self._view)
+            for name in (*texts, *(f"env[{name!r}]" for name in given)):
+                if name not in missing:
+                    raise ValueError(f"{name} of task '{self.title}' is not withheld from this handle")
+            self._view = self._given.take(self._view, texts, given)
+
+    def _check_whole(self) -> None:
+        """Refuse to run without what the ledger withholds.
+
+        Raises:
+            WithheldError: something of it has to be given again.
+        """
+        if self._view.redacted is None and not self._given.missing_env:
+            return
+        missing = self._given.missing(self._view)
+        if missing:
+            raise WithheldError(
+                f"task '{self.title}' ({self.id}) can't run as it was loaded: the ledger withholds its "
+                f"{' and '.join(missing)}. Give that again: task.give_again(…). Nothing was run or written",
+                missing,
+            )
+
     def _revise(self, field: str, value: Any) -> None:
         with self._lock:
             self._propose(decide.revise(self._view, field, value))
@@ -572,7 +616,7 @@ class Task:
                 pending = tuple(self._pending)
                 return Proposal(pending, self._recorded.version, pending)
             seen = self._seen.get(ledger, 0)
-            state = self._with_given_env(self._view)
+            state = self._given.with_env(self._view)
             if self._is_as_made and not seen:
                 return Proposal((_created(state),), 0)
             return Proposal(self._import(state), seen, tuple(self._pending))
@@ -580,7 +624,7 @@ class Task:
     def _reimport(self, expected: int) -> Proposal:
         """Return what brings back a task that was deleted, whatever this handle has seen."""
         with self._lock:
-            return Proposal(self._import(self._with_given_env(self._view)), expected, tuple(self._pending))
+            return Proposal(self._import(self._given.with_env(self._view)), expected, tuple(self._pending))
 
     def _import(self, state: TaskState) -> tuple[TaskFact, ...]:
         imported = TaskImported(snapshot(state), ledger=self._ledger)
@@ -600,14 +644,15 @@ class Task:
             return ""
         return self._history.printed(self.id, attempt)["stderr"]
 
-    def _with_given_env(self, state: TaskState) -> TaskState:
-        if not self._withheld:
-            return state
-        digests = {name: value for name, value in (state.env_digests or {}).items() if name not in self._withheld}
-        return evolve(state, env={**(state.env or {}), **self._withheld}, env_digests=digests or None)
-
-    def _committed(self, ledger: str, state: TaskState, pending: Collection[TaskFact], history: History | None) -> None:
-        """Take note that a ledger now has the task at `state`, these of the handle's facts included."""
+    def _committed(
+        self,
+        ledger: str,
+        state: TaskState,
+        pending: Collection[TaskFact],
+        history: History | None,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        """Take note that a ledger now has the task at `state`, these of the handle's facts included, as redacted."""
         with self._lock:
             before = self._view.result
             self._recorded = state
@@ -618,7 +663,7 @@ class Task:
             if self._pending:
                 taken = set(map(id, pending))
                 self._pending = [fact for fact in self._pending if id(fact) not in taken]
-            self._view = state
+            self._view = state if state.redacted is None else self._given.with_texts(state, self._view, redact)
             for fact in list(self._pending):
                 try:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)
@@ -686,6 +731,7 @@ def _created(state: TaskState) -> TaskCreated:
         env_digests=state.env_digests,
         error=state.error,
         derived_from=state.derived_from,
+        redacted=state.redacted,
     )
 
 

@@ -33,6 +33,7 @@ from ttasks.events.facts import (
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
+from ttasks.log.redaction import LineRedactor
 from ttasks.log.runner import process_start
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
@@ -45,6 +46,7 @@ from ttasks.state.rows import tail
 
 Handler = Callable[[TaskContext], Any]
 ONCE: Final = RetryPolicy()
+STREAMS: Final = ("stdout", "stderr")
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,13 @@ class Attempt:
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
+        redaction = journal.redaction(task)
+        self._redaction = None if redaction is None or redaction.is_idle else redaction
         self.kept: dict[str, Kept] = {}
         self._cutters: dict[str, LineCutter] = {}
+        self._last_lines: list[tuple[str, str]] = []
+        self._has_printed = False
+        self._begin_printing()
         self._is_over = False
         self._unwritten: list[TaskFact] = []
         self.has_started = False
@@ -232,28 +239,30 @@ class Attempt:
 
     def _succeeded(self, value: Any) -> Ending:
         completed = value if isinstance(value, subprocess.CompletedProcess) else None
-        output = _text(completed.stdout) if completed is not None else value if isinstance(value, str) else ""
-        stderr = (_text(completed.stderr) if completed is not None else "") or None
+        returned = self._clean(str(value)) if isinstance(value, str) else None
+        output = self._clean(_text(completed.stdout)) if completed is not None else returned or ""
+        stderr = (self._clean(_text(completed.stderr)) if completed is not None else "") or None
         self._note_printed(completed)
         fact = TaskSucceeded(
             **self._span(),
             **self._printed_error(stderr),
             returncode=_code(completed),
-            output=str(value) if isinstance(value, str) else None,
+            output=returned,
         )
         return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, value), None)
 
     def _failed(self, error: BaseException) -> Ending:
         completed = getattr(error, "completed", None)
         completed = completed if isinstance(completed, subprocess.CompletedProcess) else None
-        text = words(error) or type(error).__name__
+        said = words(error) or type(error).__name__
+        text = self._clean(said)
         reason = TerminationReason.HANDLER
         if isinstance(error, TaskTimeoutError):
             reason = TerminationReason.TIMEOUT
         elif isinstance(error, TaskExecutionError) and completed is not None:
             reason = TerminationReason.EXIT_CODE
         self._note_printed(completed)
-        was_printed = completed is not None and completed.stderr == text
+        was_printed = completed is not None and completed.stderr == said
         fact = TaskFailed(
             **self._span(),
             **(self._printed_error(text) if was_printed else {"error": text}),
@@ -261,14 +270,14 @@ class Attempt:
             returncode=_code(completed),
             reason=reason.value,
         )
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         return Ending(fact, self._result(TaskStatus.FAILED, fact, output, text, completed), error)
 
     def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
         """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
         source = getattr(error, "completed", None) or value
         completed = source if isinstance(source, subprocess.CompletedProcess) else None
-        text = (words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
+        text = self._clean(words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
         self._note_printed(completed)
         fact = TaskCancelledFact(
             **self._span(),
@@ -277,7 +286,7 @@ class Attempt:
             returncode=_code(completed),
             reason=TerminationReason.CANCELLED.value,
         )
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
         raised = error if is_kept and error is not None else TaskCancelled(text)
         if isinstance(raised, TaskCancelled) and not words(raised):
@@ -290,8 +299,11 @@ class Attempt:
         text = "its runner was stopped: what became of the work is unknown"
         fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
         completed = getattr(error, "completed", None)
-        output = _text(completed.stdout) if completed is not None else ""
+        output = self._clean(_text(completed.stdout)) if completed is not None else ""
         return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
+
+    def _clean(self, text: str) -> str:
+        return text if self._redaction is None else self._redaction.text(text)
 
     def _span(self) -> dict[str, Any]:
         return {
@@ -333,10 +345,12 @@ class Attempt:
         at = iso(clock.now())
         for stream, text in (("stdout", _text(completed.stdout)), ("stderr", _text(completed.stderr))):
             if text:
-                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, text))
+                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, self._clean(text)))
 
     def unwritten(self) -> list[TaskFact]:
         """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
+        if self._has_printed:
+            self.stop_printing()  # its handler may run on, and be given up
         self._is_over = True
         if self._buffer is not None:
             self._unwritten += self._buffer.take()
@@ -414,25 +428,55 @@ class Attempt:
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
         self._pid = pid
+        self._begin_printing()
         if self._buffer is not None:
             self._buffer.add(ProcessSpawned(self.number, pid, process_start(pid)))
 
+    def _begin_printing(self) -> None:
+        """Be ready for what a child process prints; a handler may run several, one after the other."""
+        redaction = self._redaction
+        self._redactors = {} if redaction is None else {name: LineRedactor(redaction) for name in STREAMS}
+        self._has_stopped_printing = False
+
     def printed(self, stream: str, text: str) -> None:
-        """Take what it printed, as it was read."""
-        if self._is_over:
+        """Take what it printed, as it was read; secrets are masked before it goes anywhere (SPEC §8)."""
+        if self._has_stopped_printing or self._is_over:
             return
-        self.kept[stream].add(text)
-        if self._buffer is not None:
-            self._buffer.printed(stream, text)
+        self._has_printed = True
+        if self._redactors:
+            text = self._redactors[stream].feed(text)
+        self._keep_printed(stream, text)
         if self._bus.has_subscribers:
-            self._publish_lines(stream, self._cutters[stream].cut(text))
+            with self._lock:
+                lines = self._cutters[stream].cut(text)
+            self._publish_lines(stream, lines)
+
+    def _keep_printed(self, stream: str, text: str) -> None:
+        self.kept[stream].add(text)
+        if self._buffer is not None and text:
+            self._buffer.printed(stream, text)
+
+    def stop_printing(self) -> None:
+        """Take no more, but what was held back until its line is complete: it is as complete as it will be."""
+        with self._lock:
+            has_stopped, self._has_stopped_printing = self._has_stopped_printing, True
+        if has_stopped:
+            return
+        for stream, redactor in self._redactors.items():
+            text = redactor.finish()
+            self._keep_printed(stream, text)
+            with self._lock:
+                self._last_lines += [(stream, line) for line in self._cutters[stream].cut(text)]
 
     def finished_printing(self) -> None:
-        """Publish last lines that have no line end."""
-        if self._is_over:
-            return
-        for stream, cutter in self._cutters.items():
-            self._publish_lines(stream, cutter.finish())
+        """Publish last lines, which may have no line end."""
+        self.stop_printing()
+        with self._lock:
+            lines, self._last_lines = self._last_lines, []
+            lines += [(stream, line) for stream, cutter in self._cutters.items() for line in cutter.finish()]
+        if not self._is_over:
+            for stream, line in lines:
+                self._publish_lines(stream, [line])
 
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
         _PUBLISHING.thread = self._thread
@@ -454,6 +498,7 @@ class Attempt:
         at: datetime = clock.now()
         if self._is_over:
             raise RuntimeError(f"progress can't be emitted any more: attempt {self.number} has ended")
+        message = message if message is None else self._clean(message)
         if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._bus.emit(

@@ -23,6 +23,7 @@ from ttasks.events.status import TaskStatus, TaskType, TerminationReason
 from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
+from ttasks.log.redaction import redacted
 from ttasks.log.transaction import CancelUnheardError, Owned
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
@@ -160,6 +161,7 @@ class TaskExecutor:
 
         Raises:
             TypeError, ValueError: a wrong argument, a task that may not run, a type without a handler.
+            WithheldError: it was loaded, and the ledger withholds what it needs (a ValueError too). Nothing ran.
             StreamConflictError: somebody recorded something of the task that this handle has not seen. Nothing ran.
             LedgerUnwritableError: the start could not be recorded, and nothing ran; or, where it has a `result`, the
                 end could not, and the handle keeps it as pending.
@@ -197,6 +199,7 @@ class TaskExecutor:
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {policy!r}")
         decide.check_may_start(task._view)
+        task._check_whole()
         handler = self._handlers.get(task.type, _no_handler)
         attempt = Attempt(
             task,
@@ -414,8 +417,10 @@ class TaskExecutor:
     ) -> None:
         if fact is not None and not isinstance(fact, TaskFailed | TaskCancelled):
             text = None
+        elif fact is not None and task.result is not None:
+            text = task.result.error
         else:
-            text = task.result.error if fact is not None and task.result is not None else error
+            text = error if error is None else redacted(error, self._journal.redaction(task))
         if self._events.has_subscribers:
             at = record.recorded_at if record is not None else clock.now()
             self._events.emit(TaskEvent(kind, task.id, task, at, before, task.status, error=text, record=record))
@@ -526,6 +531,7 @@ class TaskExecutor:
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
         decide.check_may_start(task._view)
+        task._check_whole()
         with self._lock:
             if self._is_shutdown:
                 raise RuntimeError("executor is shut down")

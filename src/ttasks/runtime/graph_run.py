@@ -28,6 +28,7 @@ from ttasks.events.facts import (
     Member,
 )
 from ttasks.events.status import RunStatus
+from ttasks.log.redaction import redacted
 from ttasks.log.transaction import OwnedRun
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import qualified_name
@@ -62,6 +63,8 @@ class GraphRun:
                 raise AlreadyRunningError(
                     f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
                 )
+            if not task.status.is_sink:
+                task._check_whole()
         if graph.run_status is RunStatus.RUNNING:
             raise _running_already(graph)
         self._executor = executor
@@ -267,8 +270,12 @@ class GraphRun:
             raise
 
     def _recorded_errors(self) -> dict[str, dict[str, str]]:
+        journal = self._executor._journal
         return {
-            task_id: {"type": qualified_name(type(error)), "text": words(error)}
+            task_id: {
+                "type": qualified_name(type(error)),
+                "text": redacted(words(error), journal.redaction(self._tasks[task_id])),
+            }
             for task_id, error in self._graph._errors.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,6 +14,8 @@ from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskFact
 from ttasks.events.status import TaskStatus
 from ttasks.log.event_log import EventLog
+from ttasks.log.redaction import Redaction, read_redaction
+from ttasks.log.secrets import redaction_of
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.stores.ledger import LedgerStore
@@ -25,6 +28,9 @@ class Journal(Protocol):
     @property
     def log(self) -> EventLog | None:
         """The ledger; None: there is none."""
+
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what is kept out of everything that is recorded or published of a task; None: nothing."""
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record the entries, all or none; return the events of each entry's own facts, none without a ledger."""
@@ -56,6 +62,10 @@ class LedgerJournal:
     def log(self) -> EventLog | None:
         """The ledger, also after the store was closed: only recording needs it open."""
         return self._log
+
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what the ledger redacts of a task."""
+        return self._store._redaction(task)
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Append the entries."""
@@ -89,11 +99,16 @@ class LooseJournal:
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        self._redaction = read_redaction((), os.environ)
 
     @property
     def log(self) -> EventLog | None:
         """None."""
         return None
+
+    def redaction(self, task: Task) -> Redaction | None:
+        """Return what $TTASKS_REDACT says, and what is secret of the task's own variables."""
+        return redaction_of(self._redaction, task._given.env)
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Let the handles show the facts, all of them or none."""

@@ -47,11 +47,20 @@ def revise(state: TaskState, field: str, value: Any) -> list[TaskFact]:
     Raises:
         SealedTaskError: the task has SUCCEEDED.
     """
-    if state.status is SUCCEEDED:
-        raise SealedTaskError(f"SUCCEEDED tasks are immutable: {field} of task '{state.title}' was left as it is")
+    check_may_change(state, field)
     if getattr(state, field) == value and (field != "error" or state.error_length is None):
         return []
     return [TaskRevised({field: value})]
+
+
+def check_may_change(state: TaskState, what: str) -> None:
+    """Refuse to change a task that has SUCCEEDED.
+
+    Raises:
+        SealedTaskError: it has.
+    """
+    if state.status is SUCCEEDED:
+        raise SealedTaskError(f"SUCCEEDED tasks are immutable: {what} of task '{state.title}' was left as it is")
 
 
 def transition(state: TaskState, status: TaskStatus, error: str | None, by: str) -> list[TaskFact]:

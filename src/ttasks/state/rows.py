@@ -95,7 +95,7 @@ TASKS: Final = (
     "error_length", "blocked_by", "timeout", "cwd", "env", "env_digests", "on_interrupted", "derived_from",
     "running_attempt", "retry", "retry_due_at", "cancel_requested_by", "interruptions", "resolution", "is_deleted",
     "version", "result_status", "result_attempt", "result_started_at", "result_finished_at", "result_duration",
-    "result_error", "result_error_length", "result_returncode", "result_reason",
+    "result_error", "result_error_length", "result_returncode", "result_reason", "redacted",
 )  # fmt: skip
 _NO_RESULT: Final = (None,) * 9
 
@@ -143,6 +143,7 @@ def task_row(state: TaskState) -> Row:
         int(state.is_deleted),
         state.version,
         *ending,
+        None if state.redacted is None else to_json(state.redacted),
     )
 
 
@@ -158,7 +159,7 @@ def task_state(row: Row) -> TaskState:
         error_length, blocked_by, timeout, cwd, env, env_digests, on_interrupted, derived_from,
         running_attempt, retry, retry_due_at, cancel_requested_by, interruptions, resolution, is_deleted,
         version, result_status, result_attempt, result_started_at, result_finished_at, result_duration,
-        result_error, result_error_length, result_returncode, result_reason,
+        result_error, result_error_length, result_returncode, result_reason, redacted,
     ) = row  # fmt: skip
     result = None
     if result_status is not None:
@@ -202,6 +203,7 @@ def task_state(row: Row) -> TaskState:
         interruptions=interruptions,
         resolution=resolution,
         is_deleted=bool(is_deleted),
+        redacted=None if redacted is None else tuple(json.loads(redacted)),
         result=result,
     )
     return state

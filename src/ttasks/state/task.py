@@ -41,7 +41,8 @@ class TaskState:
 
     `attempts` counts the attempts started; `running_attempt` is the one that runs (None: none, or RUNNING by hand).
     `retry` is the number of the retry that runs or is scheduled; `interruptions` counts interrupted attempts in a
-    row; `version` is the number of events folded. `error` is a tail where `error_length` is not None.
+    row; `version` is the number of events folded. `error` is a tail where `error_length` is not None. `redacted` names
+    the fields in which a secret was replaced, in alphabetical order; None: none.
     """
 
     id: str
@@ -70,6 +71,7 @@ class TaskState:
     interruptions: int = 0
     resolution: str | None = None
     is_deleted: bool = False
+    redacted: tuple[str, ...] | None = None
     result: ResultState | None = None
 
     @property
@@ -125,6 +127,7 @@ def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
         on_interrupted=fact.on_interrupted,
         derived_from=fact.derived_from,
         error=fact.error,
+        redacted=fact.redacted,
         version=version,
     )
 
@@ -137,6 +140,9 @@ def _revised(state: TaskState, fact: f.TaskRevised) -> Changes:
         raise DamagedLedgerError(f"of task {state.id} no {', '.join(set(changes) - REVISABLE)} can be revised")
     if "error" in changes:
         changes["error_length"] = None
+    if state.redacted is not None or fact.redacted is not None:
+        left = (name for name in state.redacted or () if name not in fact.changes)
+        changes["redacted"] = tuple(sorted({*left, *(fact.redacted or ())})) or None
     return changes
 
 
@@ -318,6 +324,7 @@ _SNAPSHOT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "created_at": from_iso,
     "started_at": from_iso,
     "finished_at": from_iso,
+    "redacted": tuple,
     "result": lambda data: ResultState(**_read_snapshot(data, ResultState)),
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,8 @@ from ttasks.events.status import RunStatus
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
 from ttasks.log.files import MEMORY
 from ttasks.log.reading import Readers
+from ttasks.log.redaction import Redaction, read_redaction
+from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
@@ -39,6 +42,11 @@ class LedgerStore:
     def __init__(self, readers: Readers, log: EventLog | None) -> None:
         self._readers = readers
         self._log = log
+
+    def _redaction(self, handle: Task | TaskGraph) -> Redaction | None:
+        """Return what is kept out of everything that is recorded or shown of a handle; None: nothing."""
+        base = self._log.redaction if self._log is not None else None
+        return redaction_of(base, handle._given.env) if isinstance(handle, Task) else base
 
     def _writable(self) -> EventLog:
         if self._log is None:
@@ -240,8 +248,12 @@ class SQLiteStore(LedgerStore):
         read_only: only look: nothing is locked, migrated or made.
         busy_timeout: seconds to wait for other writers.
         durability: ``"full"``: what was reported survives power loss; ``"normal"`` may lose the last moment then.
+        redact: what is kept out of the ledger, and out of results and events, besides what $TTASKS_REDACT says: names
+            of environment variables whose values are secret (``GITHUB_TOKEN``, ``AWS_*``), and patterns: a text that
+            begins with ``re:``, or a compiled one. The values are read now.
 
     Raises:
+        TypeError, RedactionError: `redact` or $TTASKS_REDACT can't be used. Nothing was opened.
         NotALedgerError: the file is something else, or a ledger of a newer ttasks. It was left untouched.
         LedgerUnwritableError: the file can't be made, locked or written.
 
@@ -256,13 +268,15 @@ class SQLiteStore(LedgerStore):
         read_only: bool = False,
         busy_timeout: float = BUSY_TIMEOUT_S,
         durability: str = "full",
+        redact: Iterable[str | re.Pattern[str]] = (),
     ) -> None:
         self.path = os.fspath(path)
+        redaction = read_redaction(redact, os.environ)
         if read_only:
             super().__init__(Readers.open(Path(self.path)), None)
         else:
             file = None if self.path == MEMORY else Path(self.path)
-            log = EventLog.open(file, busy_timeout=busy_timeout, durability=durability)
+            log = EventLog.open(file, busy_timeout=busy_timeout, durability=durability, redaction=redaction)
             super().__init__(log.readers, log)
         self.tasks = LedgerTasks(self)
         self.graphs = LedgerGraphs(self)
@@ -272,13 +286,20 @@ class SQLiteStore(LedgerStore):
 
 
 class InMemoryStore(LedgerStore):
-    """A ledger in memory, whose collections hold the very objects that were saved, in insertion order."""
+    """A ledger in memory, whose collections hold the very objects that were saved, in insertion order.
+
+    Args:
+        redact: what is kept out of it; see `SQLiteStore`.
+
+    Raises:
+        TypeError, RedactionError: `redact` or $TTASKS_REDACT can't be used.
+    """
 
     tasks: InMemoryTaskCollection
     graphs: InMemoryGraphCollection
 
-    def __init__(self) -> None:
-        log = EventLog.open(None)
+    def __init__(self, *, redact: Iterable[str | re.Pattern[str]] = ()) -> None:
+        log = EventLog.open(None, redaction=read_redaction(redact, os.environ))
         super().__init__(log.readers, log)
         self.tasks = InMemoryTaskCollection(self)
         self.graphs = InMemoryGraphCollection(self)

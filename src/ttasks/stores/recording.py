@@ -10,6 +10,8 @@ from operator import attrgetter
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import Fact, TaskCancelRequested
 from ttasks.log.event_log import EventLog
+from ttasks.log.redaction import Redaction
+from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch, Owned, OwnedRun
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
@@ -57,7 +59,7 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
     proposals: list[tuple[Entry, Proposal | GraphProposal, Batch | None]] = []
     for entry in entries:
         proposal = _proposal(entry, log.ledger)
-        batch = _batch(entry, proposal, of_entry)
+        batch = _batch(entry, proposal, of_entry, log.redaction)
         if batch.facts:
             batches.append(batch)
             of_entry[id(entry)] = batch
@@ -71,7 +73,7 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
             events.append([])
             continue
         done = next(appended)
-        _tell(log, entry.handle, proposal, done.state)
+        _tell(log, entry.handle, proposal, made, done.state)
         events.append(done.records[len(done.records) - len(entry.facts) :])
     return events
 
@@ -84,18 +86,24 @@ def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
     return entry.handle._proposal(ledger)
 
 
-def _batch(entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch]) -> Batch:
+def _batch(
+    entry: Entry, proposal: Proposal | GraphProposal, of_entry: dict[int, Batch], base: Redaction | None
+) -> Batch:
     kind = "task" if isinstance(entry.handle, Task) else "graph"
     cause = of_entry.get(id(entry.cause)) if isinstance(entry.cause, Entry) else entry.cause
     expected: int | Owned | OwnedRun | None = entry.owned if entry.owned is not None else proposal.expected
     if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
         expected = None  # a request conflicts with nothing
-    return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause)
+    redaction = redaction_of(base, entry.handle._given.env) if isinstance(entry.handle, Task) else base
+    return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause, redaction)
 
 
-def _tell(log: EventLog, handle: Task | TaskGraph, proposal: Proposal | GraphProposal, state: object) -> None:
+def _tell(
+    log: EventLog, handle: Task | TaskGraph, proposal: Proposal | GraphProposal, batch: Batch, state: object
+) -> None:
     if isinstance(handle, Task) and isinstance(proposal, Proposal):
-        handle._committed(log.ledger, state, proposal.pending, log.readers)  # type: ignore[arg-type]
+        redact = batch.redaction.text if batch.redaction is not None else None
+        handle._committed(log.ledger, state, proposal.pending, log.readers, redact)  # type: ignore[arg-type]
     elif isinstance(handle, TaskGraph) and isinstance(proposal, GraphProposal):
         handle._committed(log.ledger, state, proposal)  # type: ignore[arg-type]
 
