@@ -11,7 +11,7 @@ from typing import Any
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskCancelled, TaskContext, TaskExecutor, TaskGraph, TaskType
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.projection import TABLES
-from ttasks.log.reading import ENVELOPE
+from ttasks.log.query import ENVELOPE
 
 GUARDS = ("events_are_never_changed", "events_are_never_removed", "events_are_only_appended")
 """The triggers that refuse to change, remove or put in events."""

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ttasks.log import event_log, files, migrate, reading, transaction
+from ttasks.log import event_log, files, migrate, transaction
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 OLDER = migrate.SCHEMA_VERSION
@@ -40,7 +40,7 @@ def write_migrations(folder: Path, migration: str = MIGRATION) -> Path:
 
 def upgrade_ttasks(folder: Path, set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Make this process one of the newer ttasks, with the migrations in `folder`."""
-    for module in (migrate, files, event_log, reading, transaction):
+    for module in (migrate, files, event_log, transaction):
         assert module.SCHEMA_VERSION == OLDER  # type: ignore[attr-defined]
         set_attribute(module, "SCHEMA_VERSION", VERSION)
     set_attribute(migrate, "files", lambda _: folder)

@@ -15,6 +15,7 @@ from ttasks.events import facts as f
 from ttasks.events.codec import to_json
 from ttasks.events.facts import Fact, Member, RetrySpec
 from ttasks.events.status import OnInterrupted, RunStatus, TaskStatus, TaskType
+from ttasks.log.transaction import Batch
 from ttasks.state import graph as graph_rules
 from ttasks.state import task as task_rules
 from ttasks.state.task import TaskState
@@ -132,11 +133,10 @@ def ended(fact_type: type[f.AttemptEnd], attempt: int | None = 1, **changes: Any
 
 def _ends(*types: type[f.AttemptEnd], attempt: int | None = 0) -> st.SearchStrategy[Any]:
     return st.builds(
-        lambda fact_type, **values: ended(fact_type, attempt, **values),
+        lambda fact_type, error, **values: ended(fact_type, attempt, error=error[0], error_length=error[1], **values),
         st.sampled_from(types),
+        error=st.just((None, None)) | st.tuples(texts, st.none() | st.integers(0, 10**6)),
         duration=seconds,
-        error=st.none() | texts,
-        error_length=st.none() | st.integers(0, 10**6),
         exception=st.none() | texts,
         returncode=st.none() | st.integers(-64, 255),
         reason=st.none() | st.sampled_from(["exit_code", "timeout", "cancelled", "handler", "interrupted"]),
@@ -340,3 +340,21 @@ def graph_histories(draw: st.DrawFn, graph_id: str = "g", max_events: int = 10) 
         facts.append(fact)
         state = graph_rules.apply(state, fact, graph_id=graph_id, version=len(facts))
     return facts
+
+
+@st.composite
+def appends(draw: st.DrawFn, histories: st.SearchStrategy[Mapping[str, list[Any]]]) -> list[list[Batch]]:
+    """Return histories of several streams, cut into batches, mixed into appends; each stream in its own order."""
+    left = {stream: list(facts) for stream, facts in draw(histories).items()}
+    versions = dict.fromkeys(left, 0)
+    wanted: list[list[Batch]] = []
+    while any(left.values()):
+        batches: list[Batch] = []
+        for stream in draw(st.lists(st.sampled_from([name for name in left if left[name]]), min_size=1, max_size=3)):
+            size = draw(st.integers(1, 4))
+            facts, left[stream] = left[stream][:size], left[stream][size:]
+            if facts:
+                batches.append(Batch(stream, facts, versions[stream]))
+                versions[stream] += len(facts)
+        wanted.append(batches)
+    return wanted

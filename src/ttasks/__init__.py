@@ -49,11 +49,14 @@ if TYPE_CHECKING:
     from ttasks.model.graph import RecordedError, TaskGraph
     from ttasks.model.result import TaskResult
     from ttasks.model.retry import RetryPolicy
+    from ttasks.model.run import Run, Runner
     from ttasks.model.task import Task
     from ttasks.runtime.bus import EventBus
     from ttasks.runtime.executor import TaskExecutor
-    from ttasks.stores.ledger import InMemoryStore, SQLiteStore
+    from ttasks.stores.ledger import PastStore, SQLiteStore
+    from ttasks.stores.memory import InMemoryStore
     from ttasks.stores.protocol import Store
+    from ttasks.stores.views import EventView, RunView
 
 _HOMES: Final = {
     "ttasks.errors": (
@@ -72,11 +75,14 @@ _HOMES: Final = {
     "ttasks.model.graph": ("RecordedError", "TaskGraph"),
     "ttasks.model.result": ("TaskResult",),
     "ttasks.model.retry": ("RetryPolicy",),
+    "ttasks.model.run": ("Run", "Runner"),
     "ttasks.model.task": ("Task",),
     "ttasks.runtime.bus": ("EventBus",),
     "ttasks.runtime.executor": ("TaskExecutor",),
-    "ttasks.stores.ledger": ("InMemoryStore", "SQLiteStore"),
+    "ttasks.stores.ledger": ("PastStore", "SQLiteStore"),
+    "ttasks.stores.memory": ("InMemoryStore",),
     "ttasks.stores.protocol": ("Store",),
+    "ttasks.stores.views": ("EventView", "RunView"),
 }  # fmt: skip
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -102,6 +108,7 @@ __all__ = [
     "CopilotAgentSession",
     "DamagedLedgerError",
     "EventBus",
+    "EventView",
     "GraphError",
     "InMemoryStore",
     "LedgerError",
@@ -109,11 +116,15 @@ __all__ = [
     "NotALedgerError",
     "NotFoundError",
     "OpaqueEvent",
+    "PastStore",
     "RecordedError",
     "RecordedEvent",
     "RedactionError",
     "RetryPolicy",
+    "Run",
     "RunStatus",
+    "RunView",
+    "Runner",
     "SQLiteStore",
     "SealedTaskError",
     "Store",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -27,7 +30,10 @@ from ttasks import (
     TaskStatus,
     TaskType,
 )
+from ttasks.events.facts import GraphRevised, TaskDeleted, TaskRevised, TaskStarted
+from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
+from ttasks.state.record import evolve
 
 AnyStore = SQLiteStore | InMemoryStore
 
@@ -67,6 +73,22 @@ def reloaded_graph(store: AnyStore, graph: TaskGraph) -> TaskGraph:
     return TaskGraph._load(state, {task.id: reloaded_task(store, task) for task in graph}, store._ledger)
 
 
+def overtaken(store: AnyStore, monkeypatch: pytest.MonkeyPatch, *ahead: Batch) -> list[Batch]:
+    """Let somebody append to a stream right before the store does; return what they have left to append."""
+    log, left = store._writable(), list(ahead)
+    append = log.append
+
+    def slower(*batches: Batch) -> Any:
+        for batch in batches:
+            for other in [other for other in left if other.stream == batch.stream]:
+                left.remove(other)
+                append(other)
+        return append(*batches)
+
+    monkeypatch.setattr(log, "append", slower)
+    return left
+
+
 def born(second: int, **fields: Any) -> Task:
     return Task("t", "true", TaskType.BASH, created_at=datetime(2024, 1, 1, 0, 0, second, tzinfo=UTC), **fields)
 
@@ -101,6 +123,10 @@ def test_anything_with_the_two_collections_is_a_store() -> None:
 
     assert isinstance(Mine(), Store)
     assert not isinstance(Half(), Store)
+
+
+def test_a_store_needs_no_more_than_the_two_collections() -> None:
+    assert {name for name in vars(Store) if not name.startswith("_")} == {"tasks", "graphs"}
 
 
 def test_a_new_store_is_empty(store: AnyStore) -> None:
@@ -253,6 +279,18 @@ def test_what_an_executor_runs_is_held_by_a_live_store() -> None:
         graph.run(executor(store))
         assert store.tasks[task.id] is task
         assert store.graphs[graph.id] is graph
+
+
+def test_a_graph_that_is_deleted_while_all_are_read_is_left_out(tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        first, second = TaskGraph(title="first"), TaskGraph(title="second")
+        store.graphs.save(first)
+        store.graphs.save(second)
+        ids = iter(store.graphs)
+        del store.graphs[first.id]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(store.graphs), "__iter__", lambda _: ids)
+            assert [graph.title for graph in store.graphs.values()] == ["second"]
 
 
 def test_snapshots_know_nothing_of_later_changes(tmp_path: Path) -> None:
@@ -436,6 +474,43 @@ def test_a_deleted_task_is_gone_from_the_collection_but_not_from_the_history(sto
     assert recorded(store) == ["TaskCreated", "TaskDeleted"]
 
 
+def test_a_graph_may_be_deleted_by_the_object_too(store: AnyStore) -> None:
+    graph, task = TaskGraph(), Task.bash("make")
+    store.graphs.save(graph)
+    store.tasks.save(task)
+    del store.graphs[graph]  # type: ignore[arg-type]
+    del store.tasks[task]  # type: ignore[arg-type]
+    assert (len(store.tasks), len(store.graphs)) == (0, 0)
+
+
+def test_deleting_is_done_though_somebody_writes_just_before(store: AnyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, graph = Task.bash("make"), TaskGraph()
+    store.tasks.save(task)
+    store.graphs.save(graph)
+    ahead = overtaken(
+        store,
+        monkeypatch,
+        Batch(f"task-{task.id}", [TaskRevised({"title": "new"})], 1),
+        Batch(f"graph-{graph.id}", [GraphRevised(title="new")], 1),
+    )
+    del store.tasks[task.id]
+    del store.graphs[graph.id]
+    assert ahead == []
+    assert (len(store.tasks), len(store.graphs)) == (0, 0)
+    assert recorded(store)[2:] == ["TaskRevised", "TaskDeleted", "GraphRevised", "GraphDeleted"]
+
+
+def test_deleting_what_somebody_deletes_just_before_is_a_key_error(
+    store: AnyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task.bash("make")
+    store.tasks.save(task)
+    overtaken(store, monkeypatch, Batch(f"task-{task.id}", [TaskDeleted("somebody")], 1))
+    with pytest.raises(KeyError):
+        del store.tasks[task.id]
+    assert recorded(store) == ["TaskCreated", "TaskDeleted"]
+
+
 def test_deleting_twice_is_a_key_error(store: AnyStore) -> None:
     task, graph = Task.bash("make"), TaskGraph()
     store.tasks.save(task)
@@ -474,6 +549,32 @@ def test_saving_a_deleted_task_brings_it_back(store: AnyStore) -> None:
     store.tasks.save(task)
     assert store.tasks[task.id].title == "t"
     assert recorded(store) == ["TaskCreated", "TaskDeleted", "TaskImported"]
+
+
+def test_what_a_task_printed_is_there_once_after_it_came_back(store: AnyStore) -> None:
+    task = Task.bash("echo out; seq 2000 >&2; exit 3")
+    with pytest.raises(RuntimeError):
+        TaskExecutor(store).execute(task)
+    del store.tasks[task.id]
+    store.tasks.save(task)
+    found = reloaded_task(store, task).result
+    assert found is not None
+    assert (found.output, found.error) == ("out\n", "".join(f"{number}\n" for number in range(1, 2001)))
+    assert store._readers.last_lines(task.id, 1, 5000)[0] == ("stdout", "out")
+    assert len(store._readers.last_lines(task.id, 1, 5000)) == 2001
+
+
+def test_what_a_task_printed_elsewhere_takes_the_place_of_what_it_printed_here(store: AnyStore) -> None:
+    task = Task.bash("fine")
+    store.tasks.save(task)
+    executor(store).execute(store._load_task(store._readers.task(task.id)))  # type: ignore[arg-type]
+    with InMemoryStore() as elsewhere:
+        theirs = Task._load(evolve(task._recorded, payload="theirs"), "another ledger", elsewhere._readers)
+        executor(elsewhere).execute(theirs)
+        store.tasks.pop(task.id)
+        store.tasks.save(theirs)
+    found = reloaded_task(store, task)
+    assert (found.attempts, found.result.output) == (1, "theirs")  # type: ignore[union-attr]
 
 
 def test_a_deleted_task_comes_back_with_its_result_and_its_edits(store: AnyStore) -> None:
@@ -566,6 +667,148 @@ def test_a_graph_runs_with_a_task_that_was_deleted(tmp_path: Path) -> None:
         assert task not in store.tasks
 
 
+# --- live objects --------------------------------------------------------------------------------------------------
+
+
+def test_a_live_object_hears_that_it_is_deleted_and_runs_on_without_coming_back() -> None:
+    with InMemoryStore() as store:
+        graph = TaskGraph()
+        task = graph.add(Task.bash("fine"))
+        store.graphs.save(graph)
+        del store.tasks[task.id]
+        assert graph.run(executor(store)).ok
+        assert task not in store.tasks
+        assert list(store.graphs[graph.id]) == [task]
+        del store.graphs[graph.id]
+        graph.run(executor(store))
+        assert graph not in store.graphs
+        store.graphs.save(graph)
+        assert (list(store.graphs), list(store.tasks)) == ([graph.id], [task.id])
+        assert verify(store._readers).is_clean
+
+
+def test_what_comes_back_comes_last() -> None:
+    with InMemoryStore() as store:
+        first, second = born(1), born(2)
+        one, two = TaskGraph(), TaskGraph()
+        for task in (first, second):
+            store.tasks.save(task)
+        for graph in (one, two):
+            store.graphs.save(graph)
+        del store.tasks[first.id]
+        del store.graphs[one.id]
+        store.tasks.save(first)
+        store.graphs.save(one)
+        assert list(store.tasks) == [second.id, first.id]
+        assert list(store.graphs) == [two.id, one.id]
+        assert store.graphs.values() == [two, one]
+        assert store.graphs.items() == [(two.id, two), (one.id, one)]
+
+
+def test_a_live_store_holds_the_graph_s_tasks_in_the_graph_s_order() -> None:
+    with InMemoryStore() as store:
+        graph = TaskGraph()
+        late, early = graph.add(born(2)), graph.add(born(1))
+        graph.run(executor(store))
+        assert list(store.tasks) == [late.id, early.id]
+
+
+def test_a_snapshot_that_knows_less_never_takes_the_place_of_a_live_object() -> None:
+    with InMemoryStore() as store:
+        graph = TaskGraph(title="old")
+        task = graph.add(Task.bash("make", title="old"))
+        store.graphs.save(graph)
+        position = len(store.events)
+        task.title = graph.title = "new"
+        store.graphs.save(graph)
+        stale = store.as_of(position)
+        store.tasks.save(stale.tasks[task.id])
+        store.graphs.save(stale.graphs[graph.id])
+        assert store.tasks[task.id] is task
+        assert store.graphs[graph.id] is graph
+        del store.tasks[task.id]
+        del store.graphs[graph.id]
+        with pytest.raises(StreamConflictError):
+            stale.graphs[graph.id].run(executor(store))
+        assert (len(store.tasks), len(store.graphs)) == (0, 0)
+
+
+def test_of_two_live_handles_the_one_that_was_saved_last_is_held() -> None:
+    with InMemoryStore() as store:
+        task = Task.bash("make", title="old")
+        store.tasks.save(task)
+        other = store.as_of(len(store.events)).tasks[task.id]
+        other.title = "new"
+        store.tasks.save(other)
+        assert store.tasks[task.id] is other
+        assert list(store.tasks) == [task.id]
+
+
+def test_a_live_store_that_is_closed_shows_what_it_held() -> None:
+    store = InMemoryStore()
+    task = Task.bash("make")
+    store.tasks.save(task)
+    store.close()
+    assert store.tasks[task.id] is task
+    assert repr(store) == "InMemoryStore(1 tasks, 0 graphs)"
+
+
+QUESTIONS = {
+    "tasks[…]": "store.tasks[task.id]",
+    "task in tasks": "task in store.tasks",
+    "list(tasks)": "list(store.tasks)",
+    "len(tasks)": "len(store.tasks)",
+    "tasks.values()": "store.tasks.values()",
+    "graphs[…]": "store.graphs[graph.id]",
+    "graph in graphs": "graph in store.graphs",
+    "list(graphs)": "list(store.graphs)",
+    "len(graphs)": "len(store.graphs)",
+    "graphs.values()": "store.graphs.values()",
+    "tasks.save": "store.tasks.save(Task.bash('x'))",
+    "tasks.save again": "store.tasks.save(task)",
+    "graphs.save": "store.graphs.save(graph)",
+    "del tasks[…]": "store.tasks.pop(task.id)",
+    "cancel": "store.tasks.cancel(task.id)",
+    "events": "list(store.events)",
+    "len(events)": "len(store.events)",
+    "follow": "store.events.follow(1)",
+    "runs": "list(store.runs)",
+    "history": "store.history(task)",
+    "as_of": "store.as_of(1)",
+    "execute": "TaskExecutor(store).execute(task)",
+    "run": "graph.run(TaskExecutor(store))",
+}
+
+
+@pytest.mark.parametrize("kind", ["SQLiteStore(':memory:')", "InMemoryStore()"])
+def test_in_a_forked_child_a_ledger_in_memory_refuses_everything_and_goes_on_in_its_parent(kind: str) -> None:
+    program = f"""
+        import os, sys
+        from ttasks import *
+        store, task, graph = {kind}, Task.bash("true"), TaskGraph()
+        graph.add(task)
+        store.graphs.save(graph)
+        child = os.fork()
+        if child == 0:
+            for name, question in {QUESTIONS!r}.items():
+                try:
+                    print(name, "->", eval(question))
+                except RuntimeError as error:
+                    if "forked" not in str(error):
+                        print(name, "->", repr(error))
+            print(repr(store)[:8])
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        graph.run(TaskExecutor(store))
+        print(graph.ok, len(store.tasks))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines() == [kind[:8], "True 1"]
+
+
 # --- cancelling ------------------------------------------------------------------------------------------------------
 
 
@@ -576,6 +819,34 @@ def test_a_store_cancels_a_task_by_id(store: AnyStore) -> None:
     assert store.tasks[task.id].status is TaskStatus.CANCELLED
     store.tasks.cancel(task.id)
     assert recorded(store) == ["TaskCreated", "TaskCancelled"]
+
+
+def test_a_cancel_is_done_though_somebody_writes_just_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        task = Task.bash("make")
+        store.tasks.save(task)
+        overtaken(store, monkeypatch, Batch(f"task-{task.id}", [TaskRevised({"title": "new"})], 1))
+        store.tasks.cancel(task.id)
+        assert recorded(store) == ["TaskCreated", "TaskRevised", "TaskCancelled"]
+
+
+def test_a_cancel_of_a_task_that_is_started_just_before_is_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        task = Task.bash("make")
+        store.tasks.save(task)
+        started = TaskStarted(1, "somewhere.handler", "make", datetime(2026, 1, 1, tzinfo=UTC), 0)
+        overtaken(store, monkeypatch, Batch(f"task-{task.id}", [started], 1))
+        store.tasks.cancel(task.id)
+        assert recorded(store) == ["TaskCreated", "TaskStarted", "TaskCancelRequested"]
+
+
+def test_a_store_cancels_a_task_by_the_object_too(store: AnyStore) -> None:
+    task = Task.bash("make")
+    store.tasks.save(task)
+    store.tasks.cancel(task)  # type: ignore[arg-type]
+    assert store.tasks[task.id].is_cancelled
 
 
 def test_a_store_leaves_a_task_that_succeeded_alone(store: AnyStore) -> None:
@@ -735,6 +1006,28 @@ def test_two_ledgers_in_memory_are_two() -> None:
     with SQLiteStore(":memory:") as one, SQLiteStore(":memory:") as other:
         one.tasks.save(Task.bash("make"))
         assert len(other.tasks) == 0
+
+
+def test_a_ledger_in_memory_makes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store in (SQLiteStore(":memory:"), InMemoryStore()):
+        with store:
+            executor(store).execute(Task.bash("fine"))
+            assert store._writable()._lock is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("busy_timeout", "error"),
+    [("1", TypeError), (None, TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError),
+     (float("inf"), ValueError), (10**9, ValueError)],
+)  # fmt: skip
+def test_a_time_out_that_can_t_be_meant_is_refused_and_nothing_is_made(
+    tmp_path: Path, busy_timeout: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="busy_timeout must be"):
+        SQLiteStore(tmp_path / "ledger.db", busy_timeout=busy_timeout)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_closing_twice_is_closing_once(store: AnyStore) -> None:

@@ -30,6 +30,7 @@ from ttasks import (
     TaskResult,
     TaskStatus,
     TaskTimeoutError,
+    TaskType,
 )
 from ttasks.events.facts import ProcessSpawned, TaskOutput
 from ttasks.handlers.shell import bash_handler
@@ -583,6 +584,20 @@ def test_a_subscriber_that_does_not_come_back_hinders_no_end_and_hears_of_no_out
     may_go_on.set()
     until(lambda: not [each for each in threading.enumerate() if "process" in each.name and each not in threads])
     assert heard == ["started", "output", "failed"]
+
+
+def test_a_handler_that_runs_two_scripts_gets_what_each_of_them_printed(store: SQLiteStore) -> None:
+    printed: list[str] = []
+
+    def twice(context: TaskContext) -> None:
+        printed.extend(bash_handler(context).stdout for _ in range(2))
+
+    executor = TaskExecutor(store)
+    executor.register(TaskType.BASH, twice)
+    task = Task.bash("echo once")
+    executor.execute(task)
+    assert printed == ["once\n", "once\n"]
+    assert store._readers.printed(task.id, 1)["stdout"] == "once\nonce\n"
 
 
 def test_a_script_that_ends_in_time_is_not_disturbed() -> None:

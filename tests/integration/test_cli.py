@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ttasks import SQLiteStore
+from ttasks import SQLiteStore, Task, TaskGraph
 
 TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
 
@@ -352,6 +352,46 @@ def test_fields_of_the_file_reach_the_task_and_the_graph(ttasks: Shell) -> None:
         assert a.result.output == f"{ttasks.folder / 'sub'}\n1.10\n"
         assert (graph.is_finally(b), graph.is_optional(b), b.attempts) == (True, True, 2)
     assert ttasks.sql("SELECT max_workers FROM runs") == [(2,)]
+
+
+def test_cancel_ends_the_run_of_another_process_and_its_finally_tasks_still_run(ttasks: Shell) -> None:
+    ttasks.write(
+        "slow.yaml",
+        "tasks: {slow: {bash: echo begun; sleep 1000}, next: {bash: 'true', after: slow},"
+        " clean: {bash: 'true', after: next, finally: true}}",
+    )
+    with subprocess.Popen(
+        [*TTASKS, "run", "slow.yaml"], cwd=ttasks.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        printed = ""
+        for line in running.stdout:
+            printed += line
+            if "| begun" in line:
+                ((graph,),) = ttasks.sql("SELECT id FROM graphs")
+                cancelled = ttasks("cancel", str(graph))
+    assert (cancelled.returncode, cancelled.stderr) == (0, "")
+    assert cancelled.stdout.startswith(f"asked for: the run of graph {graph} is cancelled")
+    assert running.returncode == 1
+    assert "NOT OK: 1 pending, 1 succeeded, 1 cancelled" in printed
+    assert ttasks.sql("SELECT status, why FROM runs") == [("cancelled", "on request")]
+
+
+def test_cancel_says_what_it_came_to(ttasks: Shell) -> None:
+    with SQLiteStore(ttasks.ledger) as store:
+        task, graph = Task.bash("true", title="later"), TaskGraph(title="idle")
+        store.tasks.save(task)
+        store.graphs.save(graph)
+    assert ttasks("cancel", task.id).stdout == "cancelled: task 'later'\n"
+    assert ttasks("cancel", task.id).stdout == "nothing to do: task 'later' is cancelled already\n"
+    refused = ttasks("cancel", graph.id)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "graph 'idle'" in refused.stderr and "is not running" in refused.stderr
+    with SQLiteStore(ttasks.ledger) as store:
+        del store.tasks[task.id]
+    gone = ttasks("cancel", task.id)
+    assert (gone.returncode, gone.stdout) == (2, "")
+    assert "was deleted" in gone.stderr
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(ttasks: Shell) -> None:

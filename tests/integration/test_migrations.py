@@ -415,7 +415,7 @@ def test_what_was_migrated_has_the_schema_of_what_is_made_new(ledger: Path) -> N
 def test_who_only_reads_migrates_nothing(ledger: Path) -> None:
     before = everything_in(ledger.parent)
 
-    older = f"has schema_version {newer_ttasks.OLDER}, this ttasks reads {newer_ttasks.VERSION}: open it for writing"
+    older = f"has schema_version {newer_ttasks.OLDER}, this ttasks reads {newer_ttasks.VERSION}: it was left untouched"
     with pytest.raises(NotALedgerError, match=older):
         Readers.open(ledger)
 

@@ -207,11 +207,11 @@ def test_without_a_ledger_nothing_is_said_to_have_the_rest() -> None:
 
 
 def test_a_ledger_in_memory_has_the_rest_too() -> None:
-    store = InMemoryStore()
-    task, _ = run("seq 5000", store)
-    assert task.result is not None
-    assert task.result.output == shown(COUNT)
-    assert store._readers.printed(task.id, 1)["stdout"] == COUNT
+    with InMemoryStore() as store:
+        task, _ = run("seq 5000", store)
+        assert task.result is not None
+        assert task.result.output == shown(COUNT)
+        assert store._readers.printed(task.id, 1)["stdout"] == COUNT
 
 
 def test_a_graph_keeps_to_the_limit_of_its_executor(store: SQLiteStore) -> None:

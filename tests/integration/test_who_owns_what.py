@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -504,6 +506,38 @@ def test_a_task_that_runs_by_hand_keeps_its_graph_from_running() -> None:
     graph.add(Task.prompt("work", title="a")).transition_to(TaskStatus.RUNNING)
     with pytest.raises(ValueError, match="task 'a' is RUNNING"):
         graph.run(executor(None))
+
+
+class Mine(TaskExecutor):
+    def __init__(self, store: Any = None) -> None:
+        super().__init__(store)
+        self.log: list[str] = []
+
+
+def test_an_empty_executor_of_a_subclass_is_made_by_it() -> None:
+    mine = Mine.empty()
+    assert (type(mine), mine.log) == (Mine, [])
+    assert not any(mine.is_registered(kind) for kind in TaskType)
+
+
+def test_a_ledger_that_a_stranger_locks_keeps_no_other_ledger_from_being_durable(
+    store: SQLiteStore, tmp_path: Path
+) -> None:
+    with SQLiteStore(tmp_path / "locked.db", busy_timeout=60) as locked:
+        stranger = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+        os.mkfifo("fifo")
+        os.mkfifo("fifo2")
+        first = TaskExecutor(locked).submit(Task.bash("echo held; read line < fifo"))
+        until(lambda: list(locked._readers.events(type="TaskStarted")))
+        stranger.execute("BEGIN IMMEDIATE")
+        second = TaskExecutor(store).submit(Task.bash("echo seen; read line < fifo2"))
+        until(lambda: list(store._readers.events(type="TaskOutput")))
+        Path("fifo2").write_text("go\n")
+        assert second.result(PATIENCE_S).output == "seen\n"
+        stranger.execute("ROLLBACK")
+        stranger.close()
+        Path("fifo").write_text("go\n")
+        assert first.result(PATIENCE_S).output == "held\n"
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------

@@ -623,6 +623,7 @@ def test_without_redaction_and_secrets_nothing_is_held_back(path: Path) -> None:
             attempt = Attempt(
                 task, {}, print, journal=journal_of(store), bus=EventBus(), policy=ONCE, retry=0, run=None
             )
+            attempt.started(None)
             assert (attempt._redaction is not None, bool(attempt._redactors)) == (is_redacted, is_redacted)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import graph_histories, task_histories
+from strategies import appends, graph_histories, task_histories
 from ttasks.events.facts import Fact, GraphRunStarted, TaskStarted
 from ttasks.log.event_log import EventLog
 from ttasks.log.projection import TABLES, select
@@ -33,24 +33,6 @@ histories = st.fixed_dictionaries(
 )
 
 
-@st.composite
-def appends(draw: st.DrawFn) -> list[list[Batch]]:
-    """Return histories of several streams, cut into batches, mixed into appends; each stream in its own order."""
-    left = {stream: list(facts) for stream, facts in draw(histories).items()}
-    versions = dict.fromkeys(left, 0)
-    wanted: list[list[Batch]] = []
-    while any(left.values()):
-        batches: list[Batch] = []
-        for stream in draw(st.lists(st.sampled_from([name for name in left if left[name]]), min_size=1, max_size=3)):
-            size = draw(st.integers(1, 4))
-            facts, left[stream] = left[stream][:size], left[stream][size:]
-            if facts:
-                batches.append(Batch(stream, facts, versions[stream]))
-                versions[stream] += len(facts)
-        wanted.append(batches)
-    return wanted
-
-
 @contextmanager
 def recorded(wanted: list[list[Batch]]) -> Iterator[EventLog]:
     with closing(EventLog.open(None)) as log:
@@ -69,14 +51,14 @@ def facts_of(wanted: list[list[Batch]], stream: str) -> list[Fact]:
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_any_history_in_any_batches_leaves_a_ledger_that_keeps_every_promise(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         assert verify(log.readers).problems == []
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_rebuilding_changes_nothing(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         before, events = tables(log), list(log.readers.events())
@@ -88,7 +70,7 @@ def test_rebuilding_changes_nothing(wanted: list[list[Batch]]) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_what_is_read_is_what_was_appended(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         for stream in ("task-a", "task-b", "graph-g"):
@@ -96,7 +78,7 @@ def test_what_is_read_is_what_was_appended(wanted: list[list[Batch]]) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_the_row_of_a_task_is_the_fold_of_its_facts(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         for task_id in "ab":
@@ -110,7 +92,7 @@ def test_the_row_of_a_task_is_the_fold_of_its_facts(wanted: list[list[Batch]]) -
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_the_rows_of_a_graph_are_the_fold_of_its_facts(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         state = None
@@ -120,7 +102,7 @@ def test_the_rows_of_a_graph_are_the_fold_of_its_facts(wanted: list[list[Batch]]
 
 
 @settings(max_examples=EXAMPLES)
-@given(appends())
+@given(appends(histories))
 def test_every_attempt_and_every_run_has_its_row(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         for task_id in "ab":

@@ -26,7 +26,9 @@ from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import TaskFact
 from ttasks.events.status import TaskStatus
 from ttasks.state import decide
+from ttasks.state.record import evolve
 from ttasks.state.task import (
+    REPORTS,
     AttemptState,
     TaskState,
     apply,
@@ -701,3 +703,16 @@ def test_an_import_replaces_what_was_there() -> None:
     back = fold(f.TaskImported(snapshot(fold(created("new")))), state=deleted)
 
     assert (back.title, back.is_deleted, back.version) == ("new", False, 3)
+
+
+@settings(max_examples=200)
+@given(task_histories("t"))
+def test_a_fold_may_leave_reports_unread(facts: list[TaskFact]) -> None:
+    state = attempt = None
+    for version, fact in enumerate(facts, 1):
+        before = state, attempt
+        state = apply(state, fact, task_id="t", version=version)
+        attempt = apply_attempt(attempt, fact, task_id="t", position=version, runner=1)
+        if isinstance(fact, REPORTS):
+            assert before[0] is not None
+            assert (evolve(before[0], version=version), before[1]) == (state, attempt)

@@ -430,6 +430,7 @@ def test_a_graph_that_was_refused_runs_once_it_is_mended() -> None:
     assert graph.run(scripted()).ok
 
 
+@pytest.mark.usefixtures("outside_git")
 def test_a_graph_with_a_stale_and_edited_task_is_refused_and_nothing_is_written(tmp_path: Any) -> None:
     (a,) = tasks("a")
     graph = TaskGraph()

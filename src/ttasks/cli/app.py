@@ -128,6 +128,17 @@ def events(
     look.print_events(ledger_path(ledger), id, after=after, type_=type_, limit=limit, as_json=as_json)
 
 
+@command.command()
+@click.argument("id")
+@ledger_option
+@says_errors
+def cancel(id: str, ledger: Path | None) -> None:
+    """Cancel a task, or the run of a graph, whoever runs it: ID is its id, or the beginning or end of it."""
+    from ttasks.cli.act import cancel_by_id
+
+    cancel_by_id(ledger_path(ledger), id)
+
+
 def _hash(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
     if given is not None and not re.fullmatch("[0-9a-fA-F]{64}", given):
         raise click.BadParameter(f"{given!r} is no hash: verify prints one as 64 hexadecimal digits")

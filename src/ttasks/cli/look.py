@@ -76,7 +76,7 @@ def _task_status(readers: Readers, task: TaskState) -> tuple[str, str]:
     return "interrupted", f"it was running: its runner, process {runner.pid} on {runner.host}, is gone"
 
 
-def _find(readers: Readers, part: str | None) -> tuple[str, str]:
+def find(readers: Readers, part: str | None) -> tuple[str, str]:
     """Return (``graphs`` or ``tasks``, id) of what `part` names; without it, of the latest graph."""
     if part is None:
         latest = readers.graphs()
@@ -96,7 +96,7 @@ def _find(readers: Readers, part: str | None) -> tuple[str, str]:
 def show(path: Path, part: str | None, *, whole_output: bool) -> None:
     """Print a graph or a task."""
     readers = Readers.open(path)
-    table, id_ = _find(readers, part)
+    table, id_ = find(readers, part)
     if table == "graphs":
         _show_graph(readers, id_)
     else:
@@ -220,7 +220,7 @@ def print_events(
     readers = Readers.open(path)
     stream = None
     if part is not None:
-        table, id_ = _find(readers, part)
+        table, id_ = find(readers, part)
         stream = f"{table.removesuffix('s')}-{id_}"
     out = console()
     for event in readers.events(stream=stream, type=type_, after=after, limit=limit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,9 +51,21 @@ class RecordedEvent:
         attempt: Any = getattr(self.fact, "attempt", None)
         return attempt if isinstance(attempt, int) else None
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its type holds, as JSON values under the names in docs/ledger.md; a new dict each time."""
+        data: dict[str, Any] = json.loads(self._json())
+        return data
+
+    def _json(self) -> str:
+        from ttasks.events.codec import encode  # which needs what is defined here
+
+        return encode(self.fact)
+
     def __str__(self) -> str:
-        at = self.recorded_at.isoformat(timespec="microseconds")
-        return f"{self.position} {at} {self.stream}@{self.version} {self.fact}"
+        from ttasks.events.codec import iso
+
+        return f"{self.position} {iso(self.recorded_at)} {self.stream}@{self.version} {self.type} {self._json()}"
 
 
 def recorded_event(**columns: Any) -> RecordedEvent:

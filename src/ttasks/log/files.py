@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import struct
-from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -76,25 +77,34 @@ def schema_version(path: Path) -> int | None:
         )
     version = max(version, _version_in_wal(path))
     if version > SCHEMA_VERSION:
-        raise NotALedgerError(
-            f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
-            "it was left untouched. Upgrade ttasks to use it"
-        )
+        raise another_version(path, version)
     return int(version)
 
 
 def _version_in_wal(path: Path) -> int:
     """Return the schema version that a migration left in the WAL: it was killed, or has the ledger open."""
-    wal = path.with_name(path.name + "-wal")
-    if not wal.exists() or wal.stat().st_size == 0:
+    now = Fingerprint.of(path)
+    if now.wal is None or now.wal[1] == 0:
         return 0
     try:
-        # Read-only, because closing another connection could move the WAL into the file.
-        with closing(sqlite3.connect(_address(path) + "?mode=ro", uri=True, timeout=1)) as connection:
+        with contextlib.closing(_connect(*_beside_wal(path, now), timeout=1)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
     except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
         return 0
     return int(version)
+
+
+def another_version(path: Path, version: int) -> NotALedgerError:
+    """Return the refusal of a ledger whose schema is newer than this ttasks, or older than it can read."""
+    if version > SCHEMA_VERSION:
+        return NotALedgerError(
+            f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
+            "it was left untouched. Upgrade ttasks to use it"
+        )
+    return NotALedgerError(
+        f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: it was left untouched. "
+        "Open it for writing once (any `ttasks run` with it does) to migrate it"
+    )
 
 
 def create(path: Path) -> None:
@@ -151,28 +161,78 @@ def open_writer(path: Path | None, *, durability: str) -> sqlite3.Connection:
     return connection
 
 
-def open_reader(path: Path) -> sqlite3.Connection:
-    """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written."""
-    address = _address(path)
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells whether anybody wrote to a ledger: inode, size and time of the file and of its WAL, and whether there
+    is a ``-shm``, which whoever has it open in WAL mode has beside it."""
+
+    file: tuple[int, int, int] | None
+    wal: tuple[int, int, int] | None
+    has_shm: bool
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint:
+        """Return the fingerprint of the ledger at `path` as it is now."""
+        # In this order: whoever opens it makes the -shm before writing anything.
+        file, wal = _stamp(path), _stamp(path.with_name(path.name + "-wal"))
+        return cls(file, wal, path.with_name(path.name + "-shm").exists())
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        connection = _connect_reader(address + "?mode=ro")
-    except sqlite3.OperationalError:
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
-            raise
-        # A cold WAL file needs a -shm beside it, which can't be made here. Nobody writes it either, so it is immutable.
-        connection = _connect_reader(address + "?immutable=1")
-    connection.execute("PRAGMA query_only = 1")
-    return connection
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
+    """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written.
+
+    Where there is no ``-shm``, nobody has the ledger open. To read it as usual, SQLite would make one and leave it
+    there, so it is read without one, and without locks. What is read so counts only if the fingerprint, which comes
+    with the connection, is the same afterwards. It is None where SQLite's own locks see to that.
+    """
+    before = Fingerprint.of(path)
+    if before.has_shm:
+        with contextlib.suppress(sqlite3.OperationalError):  # the -shm can't be opened here
+            return _connect_reader(path, _address(path) + "?mode=ro"), None
+    if before.wal is None or before.wal[1] == 0:
+        return _connect_reader(path, _address(path) + "?immutable=1"), before
+    return _connect_reader(path, *_beside_wal(path, replace(before, has_shm=False))), before
 
 
 def _address(path: Path) -> str:
     return "file:" + quote(os.fsencode(path.absolute()))
 
 
-def _connect_reader(address: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
+    """Return the address of a ledger that has a WAL, and what to execute first, so that nothing is made beside it."""
+    if now.has_shm:
+        return (_address(path) + "?mode=ro",)
+    # Its last writer was killed, or a reader kept it from tidying up: the WAL belongs to the data. In exclusive mode
+    # SQLite keeps the index of the WAL in this process's memory (sqlite.org/wal.html#noshm).
+    return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
+
+
+def _connect(address: str, *first: str, timeout: float = 30) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
     try:
+        for statement in first:
+            connection.execute(statement).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_reader(path: Path, address: str, *first: str) -> sqlite3.Connection:
+    connection = _connect(address, *first)
+    try:
+        connection.execute("PRAGMA query_only = 1")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise another_version(path, version)
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except BaseException:
         connection.close()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ttasks.events.codec import from_iso, iso, lift, to_json
 from ttasks.events.facts import Fact
-from ttasks.log.reading import ENVELOPE
+from ttasks.log.query import ENVELOPE
 from ttasks.state.task import TaskState
 
 COLUMNS: Final = tuple(ENVELOPE.split(", "))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from ttasks.errors import LedgerError
 from ttasks.log import files
 
 LISTEN_S: Final = 0.1
@@ -47,9 +48,11 @@ class Listener:
                 if not self._watchers:
                     continue
                 # A ledger that can't be read just now can't be written either, and whoever runs will hear of that.
-                with contextlib.suppress(sqlite3.Error, OSError):
+                with contextlib.suppress(sqlite3.Error, OSError, LedgerError):
                     if connection is None:
-                        connection = files.open_reader(self._path)
+                        connection = self._open()
+                    if connection is None:
+                        continue
                     (now,) = connection.execute("PRAGMA data_version").fetchone()
                     if now != seen:
                         self._look(connection)
@@ -57,6 +60,13 @@ class Listener:
         finally:
             if connection is not None:
                 connection.close()
+
+    def _open(self) -> sqlite3.Connection | None:
+        connection, without_locks = files.open_reader(self._path)
+        if without_locks is None:
+            return connection
+        connection.close()  # nobody has the ledger open to write; and what is read so can't be kept
+        return None
 
     def _look(self, connection: sqlite3.Connection) -> None:
         for stream, tell in list(self._watchers.items()):

@@ -10,32 +10,58 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ttasks.errors import DamagedLedgerError, LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.events.codec import decode, from_iso
 from ttasks.events.envelope import RecordedEvent
-from ttasks.events.facts import LedgerCreated, TaskOutput, TaskSucceeded
+from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSucceeded
 from ttasks.events.status import TaskStatus
 from ttasks.log import files
-from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.files import Fingerprint
 from ttasks.log.projection import load_graph, select
+from ttasks.log.query import EventFilter
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.runner import RunnerState
-from ttasks.state.task import AttemptState, TaskState
+from ttasks.state.task import REPORTS, AttemptState, TaskState
 from ttasks.state.task import apply as apply_task
 
 PAGE_EVENTS: Final = 1000
 """How many events are read at a time: a reader that stays longer in one transaction keeps the WAL from shrinking."""
 PARAMETERS_MAX: Final = 500
 """How many values a query is given at a time: older builds of SQLite take no more than 999."""
+READ_AGAIN_MAX: Final = 20
+"""How often a question is put to a file that is read without locks, and that somebody writes to each time."""
+OF_GRAPH: Final = "WHERE id IN (SELECT task_id FROM graph_tasks WHERE graph_id = ?)"
+CHANGING_NOTHING: Final = tuple(fact_type.__name__ for fact_type in REPORTS)
 
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of reading a state or a fact from what ttasks would not have written."""
+
+Answer = TypeVar("Answer")
 Stored = TypeVar("Stored")
 State = TypeVar("State")
 
-ENVELOPE: Final = "position, stream, version, type, type_version, recorded_at, runner, cause, data, hash"
+
+class _WrittenMeanwhileError(LedgerUnwritableError):
+    """What was read without locks may be half of before and half of after: it has to be read again."""
+
+
+def in_one_view(question: Callable[[sqlite3.Connection], Answer]) -> Callable[[sqlite3.Connection], Answer]:
+    """Return `question`, asked inside one transaction: all that it reads is as it was at one moment."""
+
+    def asked(connection: sqlite3.Connection) -> Answer:
+        connection.execute("BEGIN")
+        try:
+            return question(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+    return asked
 
 
 def event_of(row: tuple[Any, ...]) -> RecordedEvent:
@@ -48,11 +74,99 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
     try:
         fact = decode(type_, type_version, data)
         return RecordedEvent(position, stream, version, from_iso(recorded_at), runner, cause, fact, hash_)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
 
 
-class Readers:
+class LogReader:
+    """What can be asked of a log alone: each answer comes from its events."""
+
+    def matching(self, wanted: EventFilter) -> Iterator[RecordedEvent]:
+        """Yield the events that are wanted. They are read a page at a time: a slow consumer holds nothing open."""
+        raise NotImplementedError
+
+    def count_matching(self, wanted: EventFilter) -> int:
+        """Return how many events are wanted and there."""
+        raise NotImplementedError
+
+    def head_position(self) -> int:
+        """Return the position of the last event."""
+        raise NotImplementedError
+
+    def position_at(self, moment: datetime) -> int | None:
+        """Return the highest position that was recorded at `moment` or before; None: the log is younger."""
+        latest = EventFilter(until=moment, newest_first=True, limit=1)
+        return next((event.position for event in self.matching(latest)), None)
+
+    def events(
+        self, *, stream: str | None = None, type: str | None = None, after: int = 0, limit: int | None = None
+    ) -> Iterator[RecordedEvent]:
+        """Yield events in position order, from a stream or of a type where given, `after` a position."""
+        types = (type,) if type is not None else ()
+        return self.matching(EventFilter(stream=stream, types=types, after=after, limit=limit))
+
+    def ledger(self) -> str:
+        """Return the ledger's id."""
+        first = next(self.events(limit=1), None)
+        if first is None or not isinstance(first.fact, LedgerCreated):
+            raise DamagedLedgerError("event 1 is not a LedgerCreated; `ttasks verify` says more")
+        return first.fact.ledger
+
+    def version(self, stream: str) -> int:
+        """Return how many events a stream has."""
+        return self.count_matching(EventFilter(stream=stream))
+
+    def printed(self, task_id: str, attempt: int) -> dict[str, str]:
+        """Return what an attempt printed, whole: ``stdout`` and ``stderr``."""
+        parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        for stream, text in self._chunks(task_id, attempt):
+            parts[stream].append(text)
+        return {stream: "".join(texts) for stream, texts in parts.items()}
+
+    def last_lines(self, task_id: str, attempt: int, count: int) -> list[tuple[str, str]]:
+        """Return the last lines that an attempt printed, in order of arrival: (``stdout`` or ``stderr``, line)."""
+        lines: deque[tuple[str, str]] = deque(maxlen=count)
+        rest = {"stdout": "", "stderr": ""}
+        for stream, text in self._chunks(task_id, attempt):
+            *whole, rest[stream] = (rest[stream] + text).split("\n")
+            lines.extend((stream, line) for line in whole)
+        lines.extend((stream, line) for stream, line in rest.items() if line)
+        return list(lines)
+
+    def _chunks(self, task_id: str, attempt: int) -> Iterator[tuple[str, str]]:
+        stream = f"task-{task_id}"
+        for event in self.events(stream=stream, type=TaskOutput.__name__, after=self._restated(stream, attempt)):
+            if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
+                for printed_to, _, text in event.fact.chunks:
+                    yield printed_to, text
+
+    def returned(self, task_id: str, attempt: int) -> str | None:
+        """Return the text that an attempt's handler returned; None where it returned none."""
+        stream = f"task-{task_id}"
+        after = self._restated(stream, attempt)
+        for event in self.events(stream=stream, type=TaskSucceeded.__name__, after=after):
+            if isinstance(event.fact, TaskSucceeded) and event.fact.attempt == attempt:
+                return event.fact.output
+        return None
+
+    def _restated(self, stream: str, attempt: int) -> int:
+        """Return the position of the import that has this attempt's result, 0 for none: its output follows anew."""
+        position = 0
+        for event in self.events(stream=stream, type=TaskImported.__name__):
+            result = event.fact.state.get("result") if isinstance(event.fact, TaskImported) else None
+            if result is not None and result.get("attempt") == attempt:
+                position = event.position
+        return position
+
+    def whole_task(self, task_id: str) -> TaskState | None:
+        """Return a task folded from its events: its error texts are whole, where they weren't printed."""
+        state: TaskState | None = None
+        for event in self.matching(EventFilter(stream=f"task-{task_id}", without=CHANGING_NOTHING)):
+            state = apply_task(state, event.fact, task_id=task_id, version=event.version)
+        return state
+
+
+class Readers(LogReader):
     """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself."""
 
     def __init__(
@@ -61,8 +175,9 @@ class Readers:
         self.path = path
         self._in_memory = in_memory
         self._mutex = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[sqlite3.Connection, Fingerprint | None]] = []
         self._forks = 0
+        self._is_closed = False
         _READERS.add(self)
 
     @classmethod
@@ -71,51 +186,98 @@ class Readers:
 
         Raises:
             NotALedgerError: there is no ledger, or one of another version.
+            LedgerUnwritableError: it can't be read.
         """
         version = files.schema_version(path)
         if version is None:
             raise NotALedgerError(f"there is no ledger at {path} (no schema_version): nothing was run into it yet")
-        if version < SCHEMA_VERSION:
-            raise NotALedgerError(
-                f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: "
-                "open it for writing once (any `ttasks run` with it does) to migrate it"
-            )
-        return cls(path)
+        readers = cls(path.absolute())  # a later change of the working directory must not lead to another file
+        readers.ask(lambda _: None)  # the header may be behind: what is in the WAL decides
+        return readers
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    def ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Return what `question` finds out with a connection that only reads. It may be put several times.
+
+        Raises:
+            DamagedLedgerError: SQLite says that the file is damaged.
+            LedgerUnwritableError: the file can't be read.
+        """
+        for _ in range(READ_AGAIN_MAX):
+            try:
+                with self.connection() as connection:
+                    return question(connection)
+            except _WrittenMeanwhileError as error:
+                latest = error
+        raise latest
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection that only reads."""
+        """Lend a connection that only reads.
+
+        Raises:
+            LedgerUnwritableError: the file can't be read; or (also after the fact, where it is read without locks)
+                somebody wrote to it meanwhile. `ask` then asks again.
+        """
         if self._in_memory is not None and self.path is None:
             with self._in_memory() as shared:
                 yield shared
             return
-        assert self.path is not None
-        with self._mutex:
-            forks, connection = self._forks, self._idle.pop() if self._idle else None
+        forks, connection, before = self._take()
         try:
-            if connection is None:
-                connection = files.open_reader(self.path)
             yield connection
         except BaseException as error:
-            if connection is not None:
-                connection.close()
+            connection.close()
             if isinstance(error, files.SQLITE_ERRORS) and not isinstance(error, sqlite3.ProgrammingError):
-                raise self._unreadable(error) from error
+                raise self._refusal(error, before) from error
             raise
+        if self._was_written_since(before):
+            connection.close()
+            raise self._written_meanwhile()
         with self._mutex:
-            if self._forks == forks:
-                self._idle.append(connection)
+            if self._forks == forks and not self._is_closed:
+                self._idle.append((connection, before))
+                return
+        if self._forks == forks:
+            connection.close()
 
-    def _unreadable(self, error: BaseException) -> LedgerError:
+    def _take(self) -> tuple[int, sqlite3.Connection, Fingerprint | None]:
+        assert self.path is not None
+        while True:
+            with self._mutex:
+                forks, idle = self._forks, self._idle.pop() if self._idle else None
+            if idle is None:
+                found = Fingerprint.of(self.path)
+                try:
+                    return forks, *files.open_reader(self.path)
+                except files.SQLITE_ERRORS as error:
+                    raise self._refusal(error, found) from error
+            connection, before = idle
+            if not self._was_written_since(before):
+                return forks, connection, before
+            connection.close()
+
+    def _was_written_since(self, before: Fingerprint | None) -> bool:
+        return before is not None and self.path is not None and Fingerprint.of(self.path) != before
+
+    def _written_meanwhile(self) -> _WrittenMeanwhileError:
+        return _WrittenMeanwhileError(f"the ledger {self.path} was written to while it was read; read it again")
+
+    def _refusal(self, error: BaseException, before: Fingerprint | None) -> LedgerError:
+        if self._was_written_since(before):
+            return self._written_meanwhile()
+        what = f"the ledger {self.path} can't be read: {error}"
         if files.is_damage(error):
-            return DamagedLedgerError(f"the ledger {self.path} is damaged: {error}; `ttasks verify` says more")
-        return LedgerUnwritableError(f"the ledger {self.path} can't be read: {error}")
+            return DamagedLedgerError(f"{what}. It is damaged: `ttasks verify` says more")
+        return LedgerUnwritableError(what)
 
     def close(self) -> None:
-        """Close the connections that nobody uses; asking again opens new ones."""
+        """Close the connections that nobody uses; asking again opens one for that question."""
+        self._is_closed = True
         with self._mutex:
             idle, self._idle = self._idle, []
-        for connection in idle:
+        for connection, _ in idle:
             connection.close()
 
     def _after_fork(self) -> None:
@@ -123,22 +285,20 @@ class Readers:
         self._mutex = threading.Lock()
         self._forks += 1
         idle, self._idle = self._idle, []
-        for connection in idle:
+        for connection, _ in idle:
             connection.close()
 
-    def _all(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self.connection() as connection:
-            return connection.execute(query, parameters).fetchall()
+    def _all(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self.ask(lambda connection: connection.execute(query, parameters).fetchall())
 
-    def _one(self, query: str, parameters: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
-        with self.connection() as connection:
-            row: tuple[Any, ...] | None = connection.execute(query, parameters).fetchone()
-            return row
+    def _one(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        found = self._all(query, parameters)
+        return found[0] if found else None
 
     def _read(self, read: Callable[[Stored], State], stored: Stored) -> State:
         try:
             return read(stored)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except UNREADABLE as error:
             raise DamagedLedgerError(
                 f"a row of {self.path} can't be read ({error!r}); `ttasks verify` says which, "
                 "and `ttasks rebuild` makes all rows again"
@@ -146,32 +306,20 @@ class Readers:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def events(
-        self, *, stream: str | None = None, type: str | None = None, after: int = 0, limit: int | None = None
-    ) -> Iterator[RecordedEvent]:
-        """Yield events in position order, from a stream or of a type where given, `after` a position.
-
-        They are read a page at a time, so that a slow consumer never holds a transaction open.
-        """
-        where = "position > ?" + (" AND stream = ?" if stream else "") + (" AND type = ?" if type else "")
-        filters = tuple(value for value in (stream, type) if value)
-        left = limit
+    def matching(self, wanted: EventFilter) -> Iterator[RecordedEvent]:
+        left, last = wanted.limit, None
         while left is None or left > 0:
-            page = PAGE_EVENTS if left is None else min(PAGE_EVENTS, left)
-            query = f"SELECT {ENVELOPE} FROM events WHERE {where} ORDER BY position LIMIT {page}"  # noqa: S608
-            found = self._all(query, (after, *filters))
+            size = PAGE_EVENTS if left is None else min(PAGE_EVENTS, left)
+            found = self._all(*wanted.page(size, last))
             yield from map(event_of, found)
-            if len(found) < page:
+            if len(found) < size:
                 return
-            after = found[-1][0]
+            last = found[-1]
             left = None if left is None else left - len(found)
 
-    def ledger(self) -> str:
-        """Return the ledger's id."""
-        first = next(self.events(limit=1), None)
-        if first is None or not isinstance(first.fact, LedgerCreated):
-            raise DamagedLedgerError(f"event 1 of {self.path} is not a LedgerCreated; `ttasks verify` says more")
-        return first.fact.ledger
+    def count_matching(self, wanted: EventFilter) -> int:
+        (count,) = self._all(*wanted.count())[0]
+        return int(count)
 
     def head(self) -> tuple[int, bytes]:
         """Return the position and hash of the last event."""
@@ -180,10 +328,8 @@ class Readers:
             raise DamagedLedgerError(f"the ledger {self.path} has no events at all, not even its first")
         return row[0], row[1]
 
-    def version(self, stream: str) -> int:
-        """Return how many events a stream has."""
-        row = self._one("SELECT coalesce(max(version), 0) FROM events WHERE stream = ?", (stream,))
-        return int(row[0]) if row is not None else 0
+    def head_position(self) -> int:
+        return self.head()[0]
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -199,8 +345,7 @@ class Readers:
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:
         """Return a graph's tasks by id, deleted ones too."""
-        of_graph = "WHERE id IN (SELECT task_id FROM graph_tasks WHERE graph_id = ?)"
-        found = self._all(select("tasks", of_graph), (graph_id,))
+        found = self._all(select("tasks", OF_GRAPH), (graph_id,))
         return {row[0]: self._read(rows.task_state, row) for row in found}
 
     def ids(self, table: str) -> list[str]:
@@ -215,13 +360,12 @@ class Readers:
 
     def deleted(self, table: str, ids: Sequence[str]) -> dict[str, int]:
         """Return the versions of those in ``tasks`` or ``graphs`` with these ids that are deleted, by id."""
-        found: list[tuple[str, int]] = []
-        with self.connection() as connection:
-            for start in range(0, len(ids), PARAMETERS_MAX):
-                some = ids[start : start + PARAMETERS_MAX]
-                marks = ", ".join("?" * len(some))
-                query = f"SELECT id, version FROM {table} WHERE is_deleted = 1 AND id IN ({marks})"  # noqa: S608
-                found += connection.execute(query, tuple(some))
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(ids), PARAMETERS_MAX):
+            some = ids[start : start + PARAMETERS_MAX]
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT id, version FROM {table} WHERE is_deleted = 1 AND id IN ({marks})"  # noqa: S608
+            found += self._all(query, some)
         return dict(found)
 
     def attempts(self, task_id: str) -> list[AttemptState]:
@@ -229,56 +373,37 @@ class Readers:
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
         return [self._read(rows.attempt_state, row) for row in found]
 
-    def printed(self, task_id: str, attempt: int) -> dict[str, str]:
-        """Return what an attempt printed, whole: ``stdout`` and ``stderr``."""
-        parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        for event in self.events(stream=f"task-{task_id}", type=TaskOutput.__name__):
-            if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
-                for stream, _, text in event.fact.chunks:
-                    parts[stream].append(text)
-        return {stream: "".join(texts) for stream, texts in parts.items()}
-
-    def last_lines(self, task_id: str, attempt: int, count: int) -> list[tuple[str, str]]:
-        """Return the last lines that an attempt printed, in order of arrival: (``stdout`` or ``stderr``, line)."""
-        lines: deque[tuple[str, str]] = deque(maxlen=count)
-        rest = {"stdout": "", "stderr": ""}
-        for event in self.events(stream=f"task-{task_id}", type=TaskOutput.__name__):
-            if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
-                for stream, _, text in event.fact.chunks:
-                    *whole, rest[stream] = (rest[stream] + text).split("\n")
-                    lines.extend((stream, line) for line in whole)
-        lines.extend((stream, line) for stream, line in rest.items() if line)
-        return list(lines)
-
-    def returned(self, task_id: str, attempt: int) -> str | None:
-        """Return the text that an attempt's handler returned; None where it returned none."""
-        for event in self.events(stream=f"task-{task_id}", type=TaskSucceeded.__name__):
-            if isinstance(event.fact, TaskSucceeded) and event.fact.attempt == attempt:
-                return event.fact.output
-        return None
-
-    def whole_task(self, task_id: str) -> TaskState | None:
-        """Return a task folded from its events: its error texts are whole, where they weren't printed."""
-        state: TaskState | None = None
-        for event in self.events(stream=f"task-{task_id}"):
-            state = apply_task(state, event.fact, task_id=task_id, version=event.version)
-        return state
-
     # --- graphs, runs, runners ---------------------------------------------------------------------------------------
 
     def graph(self, graph_id: str) -> GraphState | None:
         """Return a graph as its rows have it, a deleted one too; None where there is none."""
-        with self.connection() as connection:
-            return self._read(lambda id_: load_graph(connection, id_), graph_id)
+        return self.ask(in_one_view(lambda connection: self._graph(connection, graph_id)))
+
+    def _graph(self, connection: sqlite3.Connection, graph_id: str) -> GraphState | None:
+        return self._read(lambda id_: load_graph(connection, id_), graph_id)
+
+    def graph_with_tasks(self, graph_id: str) -> tuple[GraphState, dict[str, TaskState]] | None:
+        """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none."""
+
+        def question(connection: sqlite3.Connection) -> tuple[GraphState, dict[str, TaskState]] | None:
+            graph = self._graph(connection, graph_id)
+            if graph is None:
+                return None
+            found = connection.execute(select("tasks", OF_GRAPH), (graph_id,))
+            return graph, {row[0]: self._read(rows.task_state, row) for row in found}
+
+        return self.ask(in_one_view(question))
 
     def graphs(self) -> list[tuple[GraphState, dict[TaskStatus, int]]]:
         """Return the graphs that are not deleted, without members, with how many tasks stand where; newest first."""
-        with self.connection() as connection:
-            found = connection.execute(select("graphs", "WHERE is_deleted = 0 ORDER BY created_at DESC, id DESC"))
-            states = [self._read(lambda row: rows.graph_state(row, (), ()), row) for row in found.fetchall()]
-            counted = connection.execute(
-                "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"
-            ).fetchall()
+        latest = select("graphs", "WHERE is_deleted = 0 ORDER BY created_at DESC, id DESC")
+        count = "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"
+
+        def question(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
+            return connection.execute(latest).fetchall(), connection.execute(count).fetchall()
+
+        found, counted = self.ask(in_one_view(question))
+        states = [self._read(lambda row: rows.graph_state(row, (), ()), row) for row in found]
         counts: dict[str, dict[TaskStatus, int]] = {}
         for graph_id, status, count in counted:
             counts.setdefault(graph_id, {})[self._read(TaskStatus, status)] = count
@@ -289,12 +414,14 @@ class Readers:
         found = self._all(f"SELECT id FROM {table}")  # noqa: S608
         return [row[0] for row in found if row[0].startswith(part) or row[0].endswith(part)]
 
-    def runs(self, graph_id: str | None = None) -> list[RunState]:
-        """Return the runs of a graph, or all, oldest first."""
-        if graph_id is None:
-            found = self._all(select("runs", "ORDER BY position"))
-        else:
-            found = self._all(select("runs", "WHERE graph_id = ? ORDER BY run"), (graph_id,))
+    def runs(
+        self, graph_id: str | None = None, *, newest_first: bool = False, limit: int | None = None
+    ) -> list[RunState]:
+        """Return the runs of a graph, or all, oldest first unless told otherwise, at most `limit`."""
+        where, order = ("graph_id = ?1", "run") if graph_id is not None else ("?1 IS NULL", "position")
+        order += " DESC" if newest_first else ""
+        query = select("runs", f"WHERE {where} ORDER BY {order} LIMIT ?2")
+        found = self._all(query, (graph_id, limit if limit is not None else -1))
         return [self._read(rows.run_state, row) for row in found]
 
     def runner(self, position: int) -> RunnerState | None:

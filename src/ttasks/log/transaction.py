@@ -16,7 +16,8 @@ from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
-from ttasks.log.reading import ENVELOPE, event_of
+from ttasks.log.query import ENVELOPE
+from ttasks.log.reading import event_of
 from ttasks.log.redaction import Redaction
 from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState

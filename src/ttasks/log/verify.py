@@ -6,25 +6,24 @@ What is checked may be anything that somebody with the file got into it: nothing
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, Literal
 
 from ttasks.errors import DamagedLedgerError, TtasksError, UnknownEventError
 from ttasks.events.codec import to_json
-from ttasks.events.envelope import OpaqueEvent, RecordedEvent
+from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import LedgerCreated, RunnerStarted, TaskImported, TaskRevised
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
 from ttasks.log.files import SQLITE_ERRORS, is_damage
 from ttasks.log.form import envelope_problem, fact_problem, state_problem
 from ttasks.log.migrate import current_schema, schema_of
-from ttasks.log.projection import TABLES, GraphFold, StreamFold, TaskFold, all_rows, key_columns, new_fold, put, select
-from ttasks.log.reading import ENVELOPE, Readers, event_of
+from ttasks.log.projection import TABLES, key_columns, put, select
+from ttasks.log.query import ENVELOPE
+from ttasks.log.reading import Readers, event_of, in_one_view
+from ttasks.log.replay import Replay
 from ttasks.state import rows
-from ttasks.state.graph import RunState
-from ttasks.state.task import AttemptState
 
 PROBLEMS_MAX: Final = 50
 FILE_PROBLEMS_MAX: Final = 5
@@ -87,45 +86,6 @@ class Report:
             self.problems.append(Problem(promise, position, text))
 
 
-class Replay:
-    """The whole log folded, event by event, into everything that has a row."""
-
-    def __init__(self) -> None:
-        self._folds: dict[str, StreamFold] = {}
-        self._attempts: dict[tuple[str, int], AttemptState] = {}
-        self._runs: dict[tuple[str, int], RunState] = {}
-
-    def version(self, stream: str) -> int:
-        """Return how many events of a stream were folded."""
-        fold = self._folds.get(stream)
-        return fold.version if fold is not None else 0
-
-    def apply(self, event: RecordedEvent) -> StreamFold:
-        """Fold one more event and return the fold of its stream; they have to come in the log's order."""
-        fold = self._folds.get(event.stream)
-        if fold is None:
-            fold = self._folds[event.stream] = new_fold(event.stream)
-        try:
-            fold.apply(event)
-        except UnknownEventError as error:
-            raise UnknownEventError(
-                error.type, error.type_version, event.stream, version=event.version, position=event.position
-            ) from None
-        if isinstance(fold, TaskFold) and fold.attempt is not None:
-            self._attempts[fold.task_id, fold.attempt.attempt] = fold.attempt
-        elif isinstance(fold, GraphFold) and fold.run is not None:
-            self._runs[fold.graph_id, fold.run.run] = fold.run
-        return fold
-
-    def rows(self) -> Iterator[tuple[str, rows.Row]]:
-        """Yield (table, row) for every row that the log comes to."""
-        yield from all_rows(iter(self._folds.values()))
-        for attempt in self._attempts.values():
-            yield "attempts", rows.attempt_row(attempt)
-        for run in self._runs.values():
-            yield "runs", rows.run_row(run)
-
-
 def verify(readers: Readers, *, head: str | None = None) -> Report:
     """Check every promise that a ledger's content can break, in one consistent view of it.
 
@@ -139,29 +99,31 @@ def verify(readers: Readers, *, head: str | None = None) -> Report:
     Raises:
         LedgerUnwritableError: the file can't be read now, for a reason that is not in its content.
     """
-    report = Report()
-    try:
-        with readers.connection() as connection:
+
+    def check(connection: sqlite3.Connection) -> Report:
+        report = Report()
+        texts_as = connection.text_factory
+        connection.text_factory = _as_stored
+        try:
             _verify(connection, report, head)
+        finally:
+            connection.text_factory = texts_as
+        return report
+
+    try:
+        return readers.ask(in_one_view(check))
     except DamagedLedgerError as error:
+        report = Report()
         report._add("file", None, f"it can't be read ({error.__cause__}): nothing was compared")
-    return report
+        return report
 
 
 def _verify(connection: sqlite3.Connection, report: Report, head: str | None) -> None:
-    texts_as = connection.text_factory
-    connection.text_factory = _as_stored
-    connection.execute("BEGIN")
-    try:
-        log = _LogCheck(report, head)
-        if log.read(connection):
-            _check_rows(connection, log, report)
-        _check_schema(connection, report)
-        _check_file(connection, report)
-    finally:
-        connection.text_factory = texts_as
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+    log = _LogCheck(report, head)
+    if log.read(connection):
+        _check_rows(connection, log, report)
+    _check_schema(connection, report)
+    _check_file(connection, report)
 
 
 def _as_stored(text: bytes) -> str:

@@ -32,7 +32,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
-from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
+from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Limit
 from ttasks.log.redaction import LineRedactor
 from ttasks.log.runner import process_start
 from ttasks.model.event import TaskEvent, TaskEventType
@@ -108,11 +108,9 @@ class Attempt:
         self._printed: list[Chunk] = []
         redaction = journal.redaction(task)
         self._redaction = None if redaction is None or redaction.is_idle else redaction
-        self.kept: dict[str, Kept] = {}
-        self._cutters: dict[str, LineCutter] = {}
+        self._limit = UNLIMITED
         self._last_lines: list[tuple[str, str]] = []
         self._has_printed = False
-        self._begin_printing()
         self._is_over = False
         self._unwritten: list[TaskFact] = []
         self.has_started = False
@@ -165,12 +163,10 @@ class Attempt:
         """Take note that the start was recorded, at `position` (None: there is no ledger)."""
         self.has_started = True
         self.position = position
-        limit = UNLIMITED
         if self._output_bytes_max is not None:
             elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
-            limit = Limit(self._output_bytes_max, elsewhere)
-        self.kept = {"stdout": limit.keep("\n"), "stderr": limit.keep("\n")}
-        self._cutters = {"stdout": LineCutter(limit), "stderr": LineCutter(limit)}
+            self._limit = Limit(self._output_bytes_max, elsewhere)
+        self._begin_printing()
         if position is not None:
             self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
 
@@ -436,6 +432,8 @@ class Attempt:
         """Be ready for what a child process prints; a handler may run several, one after the other."""
         redaction = self._redaction
         self._redactors = {} if redaction is None else {name: LineRedactor(redaction) for name in STREAMS}
+        self.kept = {name: self._limit.keep("\n") for name in STREAMS}
+        self._cutters = {name: LineCutter(self._limit) for name in STREAMS}
         self._has_stopped_printing = False
 
     def printed(self, stream: str, text: str) -> None:

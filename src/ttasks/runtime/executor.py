@@ -62,20 +62,6 @@ class TaskExecutor:
     """
 
     def __init__(self, store: Any = None, *, max_output_bytes: int | None = None) -> None:
-        self._begin(store, max_output_bytes)
-        self.register(TaskType.BASH, bash_handler)
-        self.register(TaskType.POWERSHELL, powershell_handler)
-        self.register(TaskType.PROMPT, make_copilot_prompt_handler())
-        self.register(TaskType.AGENT, make_copilot_agent_handler())
-
-    @classmethod
-    def empty(cls, store: Any = None, *, max_output_bytes: int | None = None) -> Self:
-        """Return an executor without handlers."""
-        executor = cls.__new__(cls)
-        executor._begin(store, max_output_bytes)
-        return executor
-
-    def _begin(self, store: Any, max_output_bytes: int | None) -> None:
         check_output_bytes(max_output_bytes)
         self._output_bytes_max = max_output_bytes
         self._store = store
@@ -92,6 +78,17 @@ class TaskExecutor:
         self._is_shutdown = False
         self._persistence_errors: list[tuple[str, Exception]] = []
         self._graph_persistence_errors: list[tuple[str, Exception]] = []
+        self.register(TaskType.BASH, bash_handler)
+        self.register(TaskType.POWERSHELL, powershell_handler)
+        self.register(TaskType.PROMPT, make_copilot_prompt_handler())
+        self.register(TaskType.AGENT, make_copilot_agent_handler())
+
+    @classmethod
+    def empty(cls, store: Any = None, *, max_output_bytes: int | None = None) -> Self:
+        """Return an executor, of a subclass one of that, without handlers."""
+        executor = cls(store) if max_output_bytes is None else cls(store, max_output_bytes=max_output_bytes)
+        executor._handlers.clear()
+        return executor
 
     # --- what it has -------------------------------------------------------------------------------------------------
 

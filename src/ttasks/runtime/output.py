@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import LedgerError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
 from ttasks.handlers.kept import Limit
+from ttasks.log.event_log import EventLog
 from ttasks.log.transaction import Owned
 from ttasks.model.task import Task
 from ttasks.runtime.journal import Journal
@@ -19,6 +20,7 @@ from ttasks.stores.recording import Entry
 
 BATCH_CHARACTERS: Final = 64 * 1024
 BATCH_WAIT_S: Final = 0.2
+IDLE_S: Final = 5.0
 
 
 class OutputBuffer:
@@ -67,7 +69,9 @@ class OutputBuffer:
             if self._is_scheduled or self._is_stuck:
                 return
             self._is_scheduled = True
-        _FLUSHER.schedule(self)
+        log = self._journal.log
+        assert log is not None
+        _flusher_of(log).schedule(self)
 
     def flush(self) -> None:
         """Write what is there. Where the ledger refuses, it stays, and goes with the attempt's end."""
@@ -82,7 +86,7 @@ class OutputBuffer:
                 return
             try:
                 self._journal.record([Entry(self._task, facts, Owned(self._attempt, knows_cancel=True), self._cause)])
-            except LedgerError:
+            except Exception:  # noqa: BLE001 - they go with the attempt's end, which tells whoever executes what is wrong
                 with self._lock:
                     self._facts = facts + self._facts
                     self._is_stuck = True
@@ -96,42 +100,58 @@ class OutputBuffer:
 
 
 class _Flusher:
-    """One thread a process that flushes buffers when they are due; it starts with the first one."""
+    """A thread that flushes the buffers of one ledger when they are due: it starts with the first, and ends when idle.
+
+    Each ledger has its own, because one that is locked by a stranger makes its flusher wait.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._due: deque[tuple[float, OutputBuffer]] = deque()
-        self._thread: threading.Thread | None = None
+        self._is_running = False
 
     def schedule(self, buffer: OutputBuffer) -> None:
         """Flush `buffer` in `BATCH_WAIT_S` seconds."""
         with self._changed:
             self._due.append((clock.monotonic_s() + BATCH_WAIT_S, buffer))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ttasks-flush", daemon=True)
-                self._thread.start()
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="ttasks-flush", daemon=True).start()
             elif len(self._due) == 1:
                 self._changed.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._due:
-                    self._changed.wait()
-                wait = self._due[0][0] - clock.monotonic_s()
-                if wait > 0:
-                    self._changed.wait(wait)
-                    continue
-                _, buffer = self._due.popleft()
+        while (buffer := self._next()) is not None:
             buffer.flush()
 
+    def _next(self) -> OutputBuffer | None:
+        """Wait for a buffer that is due and return it; None: there was none for a while."""
+        with self._changed:
+            while True:
+                if not self._due and not self._changed.wait_for(lambda: self._due, IDLE_S):
+                    self._is_running = False
+                    return None
+                wait = self._due[0][0] - clock.monotonic_s()
+                if wait <= 0:
+                    return self._due.popleft()[1]
+                self._changed.wait(wait)
 
-_FLUSHER = _Flusher()
+
+_FLUSHERS: weakref.WeakKeyDictionary[EventLog, _Flusher] = weakref.WeakKeyDictionary()
+_FLUSHERS_LOCK = threading.Lock()
+
+
+def _flusher_of(log: EventLog) -> _Flusher:
+    with _FLUSHERS_LOCK:
+        flusher = _FLUSHERS.get(log)
+        if flusher is None:
+            flusher = _FLUSHERS[log] = _Flusher()
+        return flusher
 
 
 def _after_fork_in_child() -> None:
-    global _FLUSHER
-    _FLUSHER = _Flusher()
+    global _FLUSHERS, _FLUSHERS_LOCK
+    _FLUSHERS, _FLUSHERS_LOCK = weakref.WeakKeyDictionary(), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -254,6 +254,9 @@ _APPLY: Final[Mapping[type[f.TaskFact], Callable[[TaskState, Any], Changes]]] = 
     f.TaskDeleted: _deleted,
 }
 
+REPORTS: Final = (f.TaskProgressed, f.TaskOutput)
+"""The facts that can be many and big, and that change nothing but the version: a fold may leave them unread."""
+
 
 def apply(state: TaskState | None, fact: f.Fact | OpaqueEvent, *, task_id: str, version: int) -> TaskState:
     """Return the state after one more fact, which is number `version` of the task's stream.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ttasks import clock
 from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
@@ -16,18 +19,26 @@ from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted
 from ttasks.events.status import RunStatus
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
 from ttasks.log.files import MEMORY
+from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction, read_redaction
+from ttasks.log.replay import Past
 from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
+from ttasks.state.graph import GraphState
 from ttasks.state.task import TaskState
 from ttasks.stores.protocol import GraphCollection, TaskCollection
 from ttasks.stores.recording import Entry, record
+from ttasks.stores.views import EventView, RunView, utc
+
+BUSY_TIMEOUT_MAX_S: Final = 2**31 // 1000
+"""SQLite counts milliseconds in 32 bits: 24 days."""
 
 
-def _key(key: object, kind: type[Task] | type[TaskGraph]) -> str | None:
+def key_of(key: object, kind: type[Task] | type[TaskGraph]) -> str | None:
+    """Return the id that a collection of this kind is asked for; None for what can't be meant."""
     if isinstance(key, str):
         return key
     return key.id if isinstance(key, kind) else None
@@ -39,9 +50,72 @@ class LedgerStore:
     tasks: LedgerTasks
     graphs: LedgerGraphs
 
-    def __init__(self, readers: Readers, log: EventLog | None) -> None:
+    _by_entry = False
+    """Whether its collections are in the order in which their members came, not in (created_at, id) order."""
+
+    def __init__(self, readers: Readers | Past, log: EventLog | None) -> None:
         self._readers = readers
         self._log = log
+        self._closed = threading.Event()
+
+    @property
+    def events(self) -> EventView:
+        """Everything that was recorded: iterate over it, call it for some of it, follow it."""
+        return EventView(self._readers, self._closed, EventFilter())
+
+    @property
+    def runs(self) -> RunView:
+        """The runs of graphs, oldest first: iterate over them, call it for some of them."""
+        return RunView(self._readers)
+
+    def history(self, task_or_graph: Task | TaskGraph | str) -> list[RecordedEvent]:
+        """Return what was recorded of a task or graph (or of the one with this id), oldest first.
+
+        What was deleted still has its history. A graph's is its own: each of its tasks has one as well.
+
+        Raises:
+            KeyError: nothing was ever recorded of it.
+        """
+        if not isinstance(task_or_graph, Task | TaskGraph | str):
+            got = type(task_or_graph).__name__
+            raise TypeError(f"task_or_graph must be a Task, a TaskGraph or the id of one, got {got}")
+        id_ = task_or_graph if isinstance(task_or_graph, str) else task_or_graph.id
+        kinds = ("graph", "task") if isinstance(task_or_graph, TaskGraph) else ("task", "graph")
+        for kind in kinds:
+            found = list(self._readers.events(stream=f"{kind}-{id_}"))
+            if found:
+                return found
+        raise KeyError(task_or_graph)
+
+    def as_of(self, when: datetime | int) -> PastStore:
+        """Return what this store was at an earlier moment: a store of its own, which can only be looked at.
+
+        Args:
+            when: a position, also one in the middle of a commit; or a time, which means the highest position that
+                is recorded at or before it. A naive datetime is local time.
+
+        Raises:
+            TypeError: it is neither.
+            ValueError: the log has no such position (yet), or had not begun then.
+        """
+        position = self._position(when)
+        readers = self._readers
+        past = readers.at(position) if isinstance(readers, Past) else Past(readers, position, by_entry=self._by_entry)
+        return PastStore(past)
+
+    def _position(self, when: object) -> int:
+        if isinstance(when, datetime):
+            position = self._readers.position_at(utc(when))
+            if position is None:
+                first = next(iter(self.events)).recorded_at
+                raise ValueError(f"nothing was recorded yet at {when}: the ledger begins at {first}")
+            return position
+        if isinstance(when, bool) or not isinstance(when, int):
+            raise TypeError(f"when must be a datetime or a position (an int), got {type(when).__name__}")
+        head = self._readers.head_position()
+        if not 1 <= when <= head:
+            raise ValueError(f"there is no position {when}: the log goes from 1 to {head}")
+        return when
 
     def _redaction(self, handle: Task | TaskGraph) -> Redaction | None:
         """Return what is kept out of everything that is recorded or shown of a handle; None: nothing."""
@@ -50,7 +124,8 @@ class LedgerStore:
 
     def _writable(self) -> EventLog:
         if self._log is None:
-            raise LedgerUnwritableError(f"{self!r} is read-only or closed; nothing was written")
+            what = "closed" if self._closed.is_set() else "read-only"
+            raise LedgerUnwritableError(f"{self!r} is {what}; nothing was written")
         return self._log
 
     def _load_task(self, state: TaskState) -> Task:
@@ -72,6 +147,7 @@ class LedgerStore:
 
     def close(self) -> None:
         """Give up the ledger. Handles keep what they show; saving and running need a store that is open."""
+        self._closed.set()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -99,7 +175,7 @@ class LedgerTasks(TaskCollection):
         return self._store._load_task(state)
 
     def _find(self, key: object) -> TaskState | None:
-        task_id = _key(key, Task)
+        task_id = key_of(key, Task)
         state = self._store._readers.task(task_id) if task_id is not None else None
         return state if state is not None and not state.is_deleted else None
 
@@ -111,11 +187,19 @@ class LedgerTasks(TaskCollection):
         self.save(task)
 
     def __delitem__(self, key: str | Task) -> None:
-        state = self._find(key)
-        if state is None:
-            raise KeyError(key)
-        log = self._store._writable()
-        log.append(Batch(f"task-{state.id}", [TaskDeleted(clock.whoami())], state.version))
+        self._delete(key)
+
+    def _delete(self, key: object) -> TaskState:
+        """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
+        deleted = TaskDeleted(clock.whoami())
+        while True:
+            state = self._find(key)
+            if state is None:
+                raise KeyError(key)
+            log = self._store._writable()
+            with contextlib.suppress(StreamConflictError):  # it was written to since: is it still there?
+                after: TaskState = log.append(Batch(f"task-{state.id}", [deleted], state.version))[0].state
+                return after
 
     def __contains__(self, key: object) -> bool:
         return self._find(key) is not None
@@ -171,13 +255,24 @@ class LedgerGraphs(GraphCollection):
         self._store = store
 
     def __getitem__(self, key: str | TaskGraph) -> TaskGraph:
-        graph_id = _key(key, TaskGraph)
-        readers = self._store._readers
-        state = readers.graph(graph_id) if graph_id is not None else None
-        if state is None or state.is_deleted:
+        graph = self._load(key)
+        if graph is None:
             raise KeyError(key)
-        tasks = {task.id: self._store._load_task(task) for task in readers.tasks_of_graph(state.id).values()}
-        return TaskGraph._load(state, tasks, self._store._ledger)
+        return graph
+
+    def _load(self, key: object) -> TaskGraph | None:
+        graph_id = key_of(key, TaskGraph)
+        found = self._store._readers.graph_with_tasks(graph_id) if graph_id is not None else None
+        if found is None or found[0].is_deleted:
+            return None
+        state, tasks = found
+        handles = {task_id: self._store._load_task(task) for task_id, task in tasks.items()}
+        return TaskGraph._load(state, handles, self._store._ledger)
+
+    def _find(self, key: object) -> GraphState | None:
+        graph_id = key_of(key, TaskGraph)
+        state = self._store._readers.graph(graph_id) if graph_id is not None else None
+        return state if state is not None and not state.is_deleted else None
 
     def __setitem__(self, key: str, graph: TaskGraph) -> None:
         if not isinstance(graph, TaskGraph):
@@ -187,23 +282,37 @@ class LedgerGraphs(GraphCollection):
         self.save(graph)
 
     def __delitem__(self, key: str | TaskGraph) -> None:
-        graph_id = _key(key, TaskGraph)
-        state = self._store._readers.graph(graph_id) if graph_id is not None else None
-        if state is None or state.is_deleted:
-            raise KeyError(key)
-        log = self._store._writable()
-        log.append(Batch(f"graph-{state.id}", [GraphDeleted(clock.whoami())], state.version))
+        self._delete(key)
+
+    def _delete(self, key: object) -> GraphState:
+        """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
+        deleted = GraphDeleted(clock.whoami())
+        while True:
+            state = self._find(key)
+            if state is None:
+                raise KeyError(key)
+            log = self._store._writable()
+            with contextlib.suppress(StreamConflictError):  # it was written to since: is it still there?
+                after: GraphState = log.append(Batch(f"graph-{state.id}", [deleted], state.version))[0].state
+                return after
 
     def __contains__(self, key: object) -> bool:
-        graph_id = _key(key, TaskGraph)
-        state = self._store._readers.graph(graph_id) if graph_id is not None else None
-        return state is not None and not state.is_deleted
+        return self._find(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._store._readers.ids("graphs"))
 
     def __len__(self) -> int:
         return self._store._readers.count("graphs")
+
+    def values(self) -> Any:
+        """Return every graph with its tasks, in (created_at, id) order."""
+        found = map(self._load, self)
+        return [graph for graph in found if graph is not None]  # one that is None was deleted a moment ago
+
+    def items(self) -> Any:
+        """Return each id with its graph, in (created_at, id) order."""
+        return [(graph.id, graph) for graph in self.values()]
 
     def save(self, graph: TaskGraph) -> None:
         """Record what is pending of `graph` and its tasks, in one commit; those that were deleted come back.
@@ -240,6 +349,13 @@ class LedgerGraphs(GraphCollection):
         self._store._writable().append(Batch(f"graph-{graph_id}", [request], None))
 
 
+def _check_busy_timeout(seconds: object) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"busy_timeout must be a number, got {type(seconds).__name__}")
+    if not 0 <= seconds <= BUSY_TIMEOUT_MAX_S:
+        raise ValueError(f"busy_timeout must be from 0 to {BUSY_TIMEOUT_MAX_S} seconds, got {seconds!r}")
+
+
 class SQLiteStore(LedgerStore):
     """The ledger in one SQLite file.
 
@@ -261,6 +377,8 @@ class SQLiteStore(LedgerStore):
     gets a StreamConflictError. Threads and processes may share one file.
     """
 
+    _readers: Readers
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -271,7 +389,10 @@ class SQLiteStore(LedgerStore):
         redact: Iterable[str | re.Pattern[str]] = (),
     ) -> None:
         self.path = os.fspath(path)
+        _check_busy_timeout(busy_timeout)
         redaction = read_redaction(redact, os.environ)
+        if read_only and self.path == MEMORY:
+            raise ValueError("a ledger in memory is new, so there is nothing in it to be read: leave out read_only")
         if read_only:
             super().__init__(Readers.open(Path(self.path)), None)
         else:
@@ -285,121 +406,26 @@ class SQLiteStore(LedgerStore):
         return f"SQLiteStore({self.path})"
 
 
-class InMemoryStore(LedgerStore):
-    """A ledger in memory, whose collections hold the very objects that were saved, in insertion order.
+class PastStore(LedgerStore):
+    """What a store was when `position` was the last one in its log: get it with ``store.as_of(…)``.
 
-    Args:
-        redact: what is kept out of it; see `SQLiteStore`.
-
-    Raises:
-        TypeError, RedactionError: `redact` or $TTASKS_REDACT can't be used.
+    It can only be looked at: whatever would write raises LedgerUnwritableError. Each answer is folded from the events
+    of the streams that it is about, so asking for one task costs what that task's history costs, and asking for all of
+    them what the log costs. It uses the connections of its store, and needs no closing.
     """
 
-    tasks: InMemoryTaskCollection
-    graphs: InMemoryGraphCollection
+    def __init__(self, past: Past) -> None:
+        super().__init__(past, None)
+        self.position = past.head_position()
+        self.tasks = LedgerTasks(self)
+        self.graphs = LedgerGraphs(self)
 
-    def __init__(self, *, redact: Iterable[str | re.Pattern[str]] = ()) -> None:
-        log = EventLog.open(None, redaction=read_redaction(redact, os.environ))
-        super().__init__(log.readers, log)
-        self.tasks = InMemoryTaskCollection(self)
-        self.graphs = InMemoryGraphCollection(self)
-
-    def _hold(self, handle: Task | TaskGraph) -> None:
-        if isinstance(handle, Task):
-            self.tasks._hold(handle)
-        else:
-            self.graphs._hold(handle)
+    def _writable(self) -> EventLog:
+        raise LedgerUnwritableError(f"{self!r} is the past, which can't be changed; nothing was written")
 
     def __repr__(self) -> str:
-        return f"InMemoryStore({len(self.tasks)} tasks, {len(self.graphs)} graphs)"
+        return f"PastStore({self._readers.path or MEMORY}, position {self.position})"
 
 
-class InMemoryTaskCollection(LedgerTasks):
-    """Live tasks by id, in insertion order."""
-
-    def __init__(self, store: LedgerStore) -> None:
-        super().__init__(store)
-        self._live: dict[str, Task] = {}
-
-    def _hold(self, task: Task) -> None:
-        self._live[task.id] = task
-
-    def save(self, task: Task) -> None:
-        super().save(task)
-        self._hold(task)
-
-    def __getitem__(self, key: str | Task) -> Task:
-        task_id = _key(key, Task)
-        if task_id is None or task_id not in self._live:
-            raise KeyError(key)
-        return self._live[task_id]
-
-    def __delitem__(self, key: str | Task) -> None:
-        super().__delitem__(key)
-        del self._live[_key(key, Task) or ""]
-
-    def __contains__(self, key: object) -> bool:
-        return _key(key, Task) in self._live
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._live))
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def values(self) -> Any:
-        """Return every task, in insertion order."""
-        return list(self._live.values())
-
-    def cancel(self, task_id: str) -> None:
-        task = self[task_id]
-        task.cancel()
-        if not task._view.is_owned:
-            self.save(task)
-
-    def __repr__(self) -> str:
-        return f"InMemoryTaskCollection({len(self)} tasks)"
-
-
-class InMemoryGraphCollection(LedgerGraphs):
-    """Live graphs by id, in insertion order."""
-
-    def __init__(self, store: LedgerStore) -> None:
-        super().__init__(store)
-        self._live: dict[str, TaskGraph] = {}
-
-    def _hold(self, graph: TaskGraph) -> None:
-        self._live[graph.id] = graph
-
-    def save(self, graph: TaskGraph) -> None:
-        super().save(graph)
-        self._hold(graph)
-        if isinstance(self._store.tasks, InMemoryTaskCollection):
-            for task in graph:
-                self._store.tasks._hold(task)
-
-    def __getitem__(self, key: str | TaskGraph) -> TaskGraph:
-        graph_id = _key(key, TaskGraph)
-        if graph_id is None or graph_id not in self._live:
-            raise KeyError(key)
-        return self._live[graph_id]
-
-    def __delitem__(self, key: str | TaskGraph) -> None:
-        super().__delitem__(key)
-        del self._live[_key(key, TaskGraph) or ""]
-
-    def __contains__(self, key: object) -> bool:
-        return _key(key, TaskGraph) in self._live
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._live))
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def __repr__(self) -> str:
-        return f"InMemoryGraphCollection({len(self)} graphs)"
-
-
-for _public in (SQLiteStore, InMemoryStore):
+for _public in (SQLiteStore, PastStore):
     _public.__module__ = "ttasks"
