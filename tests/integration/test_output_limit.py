@@ -214,6 +214,17 @@ def test_a_ledger_in_memory_has_the_rest_too() -> None:
         assert store._readers.printed(task.id, 1)["stdout"] == COUNT
 
 
+def test_both_ends_are_those_of_what_is_recorded_where_secrets_are_masked(tmp_path: Path) -> None:
+    env = {"API_TOKEN": "correct-horse"}
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        task, error = run('for i in {1..500}; do echo "$i $API_TOKEN" >&2; done; exit 1', store, env=env)
+        masked = "".join(f"{number} ***\n" for number in range(1, 501))
+        assert str(error) == task.error == shown(masked)
+        assert whole(store, task)["stderr"] == masked
+        loaded = store.tasks[task.id].result
+        assert loaded is not None and loaded.error == masked
+
+
 def test_a_graph_keeps_to_the_limit_of_its_executor(store: SQLiteStore) -> None:
     graph = TaskGraph()
     one = graph.add(Task.bash("seq 5000"))

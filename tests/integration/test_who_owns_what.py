@@ -540,6 +540,32 @@ def test_a_ledger_that_a_stranger_locks_keeps_no_other_ledger_from_being_durable
         assert first.result(PATIENCE_S).output == "held\n"
 
 
+def test_a_loaded_handle_shows_the_errors_of_what_it_shows_not_of_what_came_later(store: SQLiteStore) -> None:
+    def fail(context: TaskContext) -> None:
+        raise ValueError(str(context.attempt) * 9000)
+
+    running, task = executor(store, fail), Task.prompt("work")
+    with pytest.raises(ValueError, match="1" * 9000):
+        running.execute(task)
+    early = store.tasks[task.id]
+    with pytest.raises(ValueError, match="2" * 9000):
+        running.execute(task)
+    late = store.tasks[task.id]
+    for handle, error in ((early, "1" * 9000), (late, "2" * 9000)):
+        assert handle.error == error
+        assert handle.result is not None
+        assert handle.result.error == error
+
+
+def test_what_a_failed_script_printed_is_not_recorded_again_with_the_end_of_the_run(store: SQLiteStore) -> None:
+    graph = TaskGraph()
+    task = graph.add(Task.bash("seq 20000 >&2; exit 1"))
+    graph.run(TaskExecutor(store))
+    (end,) = store._readers.events(type="GraphRunFinished")
+    assert len(str(end.fact)) < 10_000
+    assert str(store.graphs[graph.id].errors[task.id]).endswith("\n19999\n20000\n")
+
+
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 

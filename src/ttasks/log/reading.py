@@ -158,10 +158,12 @@ class LogReader:
                 position = event.position
         return position
 
-    def whole_task(self, task_id: str) -> TaskState | None:
-        """Return a task folded from its events: its error texts are whole, where they weren't printed."""
+    def whole_task(self, task_id: str, version: int) -> TaskState | None:
+        """Return a task folded from its events up to `version`: error texts are whole, where they weren't printed."""
         state: TaskState | None = None
         for event in self.matching(EventFilter(stream=f"task-{task_id}", without=CHANGING_NOTHING)):
+            if event.version > version:
+                break
             state = apply_task(state, event.fact, task_id=task_id, version=event.version)
         return state
 

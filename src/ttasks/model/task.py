@@ -34,8 +34,8 @@ class History(Protocol):
     def returned(self, task_id: str, attempt: int) -> str | None:
         """Return the text that an attempt's handler returned."""
 
-    def whole_task(self, task_id: str) -> TaskState | None:
-        """Return the task with its errors whole."""
+    def whole_task(self, task_id: str, version: int) -> TaskState | None:
+        """Return the task as of a version of its stream, with its errors whole."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,8 @@ class Task:
             return self._result
 
     def _whole_error(self) -> str | None:
-        state = self._history.whole_task(self.id) if self._history is not None else None
+        history, version = self._history, self._recorded.version
+        state = history.whole_task(self.id, version) if history is not None else None
         if state is None:
             return self._view.error
         if state.error_length is None or state.result is None or state.result.attempt is None or not self._history:
@@ -414,7 +415,7 @@ class Task:
         return self._history.printed(self.id, state.result.attempt)["stderr"]
 
     def _loaded_result(self) -> TaskResult:
-        ending, history = self._view.result, self._history
+        ending, history, version = self._view.result, self._history, self._recorded.version
         assert ending is not None
         attempt = ending.attempt
         readers: dict[str, Callable[[], str | None]] = {}
@@ -427,7 +428,7 @@ class Task:
         if ending.error_length is None or history is None or attempt is None:
             fields["error"] = ending.error
         else:
-            readers["error"] = lambda: self._whole_result_error(history, attempt)
+            readers["error"] = lambda: self._whole_result_error(history, attempt, version)
         return loaded_result(
             readers,
             task_id=self.id,
@@ -440,8 +441,8 @@ class Task:
             **fields,
         )
 
-    def _whole_result_error(self, history: History, attempt: int) -> str | None:
-        state = history.whole_task(self.id)
+    def _whole_result_error(self, history: History, attempt: int, version: int) -> str | None:
+        state = history.whole_task(self.id, version)
         if state is None or state.result is None or state.result.error_length is None:
             return state.result.error if state is not None and state.result is not None else None
         return history.printed(self.id, attempt)["stderr"]

@@ -36,6 +36,7 @@ from ttasks.model.task import Task
 from ttasks.runtime.attempt import Attempt, RunRef
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.state.planner import Consequences, Planner
+from ttasks.state.rows import tail
 from ttasks.stores.recording import Entry
 
 STOP_WAIT_S: Final = 10.0
@@ -274,7 +275,8 @@ class GraphRun:
         return {
             task_id: {
                 "type": qualified_name(type(error)),
-                "text": redacted(words(error), journal.redaction(self._tasks[task_id])),
+                # Only the tail, as in rows: what a script printed on stderr is in the log already.
+                "text": tail(redacted(words(error), journal.redaction(self._tasks[task_id]))),
             }
             for task_id, error in self._graph._errors.items()
         }
