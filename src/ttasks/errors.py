@@ -144,7 +144,26 @@ class StreamConflictError(LedgerError):
 
 
 class UnknownEventError(LedgerError):
-    """A fold met an event type that this version of ttasks does not know, and that is not marked as ignorable."""
+    """A fold met an event type that this version of ttasks does not know, and that is not marked as ignorable.
+
+    Its parts are attributes: `type` and `type_version` of the event, its `stream`, and where they are known its
+    `version` in that stream and its `position` in the log. Nothing was written.
+    """
+
+    def __init__(
+        self, type_: str, type_version: int, stream: str, *, version: int | None = None, position: int | None = None
+    ) -> None:
+        self.type = type_
+        self.type_version = type_version
+        self.stream = stream
+        self.version = version
+        self.position = position
+        place = f"{stream}@{version}" if version is not None else stream
+        where = f"event {position}, {place}," if position is not None else place
+        super().__init__(
+            f"{where} is a {type_} (version {type_version}), which this ttasks does not know: a newer one wrote it. "
+            "Nothing was written; use the ledger with that"
+        )
 
 
 class DamagedLedgerError(LedgerError):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,16 +18,21 @@ from pathlib import Path
 import pytest
 
 import ttasks
+from strategies import created, started
 from ttasks import SQLiteStore
 from ttasks.cli.app import command as ttasks_command
 from ttasks.cli.workflow import load_workflow
 from ttasks.events.codec import FACT_TYPES
+from ttasks.events.facts import Member, RetrySpec, Source, TaskCancelRequested
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION
+from ttasks.log.secrets import digest
+from ttasks.state import task as task_rules
+from ttasks.state.task import ResultState, TaskState
 from ttasks.state.transitions import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-LEDGER = ROOT / "docs" / "ledger.md"
+FORMAT = ROOT / "docs" / "reference" / "format.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 LANGUAGES = {"bash", "console", "python", "sql", "text", "yaml"}
 SETUP_COMMANDS = ("Run it", "Test it")
@@ -79,6 +85,8 @@ class Reader:
         _write_program(programs / "ttasks", "-c", "from ttasks.cli import main; main()")
         _write_program(programs / "sqlite-utils", "-m", "sqlite_utils")
         _write_program(programs / "datasette", "-m", "datasette")
+        for script in (ROOT / "docs").glob("*.py"):
+            shutil.copy(script, self.folder)
         mine = {name: value for name, value in os.environ.items() if not name.startswith("TTASKS_")}
         self.environment = {
             **mine,
@@ -196,7 +204,7 @@ def test_every_command_is_shown_in_the_readme_or_the_docs() -> None:
     assert [name for name in ttasks_command.commands if f"ttasks {name}" not in text] == []
 
 
-# --- docs/ledger.md is the ledger ----------------------------------------------------------------------------------
+# --- docs/reference/format.md is the format ------------------------------------------------------------------------
 
 
 def sections(page: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
@@ -212,9 +220,40 @@ def sections(page: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
         yield re.findall(r"`([^`]+)`", heading) or [heading], rows[2:]
 
 
-def _fields_in(rows: list[list[str]]) -> list[tuple[str, bool]]:
-    """Return the fields of a table with whether each may be None, which is the question mark."""
-    return [(row[0].rstrip("?").strip("`"), row[0].endswith("?")) for row in rows]
+FIELD_TYPES = {
+    "str": "text", "TaskType": "text", "OnInterrupted": "text", "RunStatus": "text", "TaskStatus": "text",
+    "int": "integer", "float": "number", "bool": "boolean", "datetime": "time",
+    "RetrySpec": "object", "Source": "object", "ResultState": "object",
+    "Mapping[str, Any]": "object",
+    "Mapping[str, str]": "object of texts",
+    "Mapping[str, Mapping[str, str]]": "object of objects",
+    "tuple[Chunk, ...]": "array of arrays",
+    "tuple[Member, ...]": "array of objects",
+    "tuple[int, ...]": "array of integers",
+    "tuple[str, ...]": "array of texts",
+    "tuple[tuple[int, int], ...]": "array of arrays",
+}  # fmt: skip
+"""What a declared type is in JSON, in the words of the page."""
+
+
+def _fields_in(rows: list[list[str]]) -> dict[str, tuple[bool, str]]:
+    """Return the fields of a table with whether each may be None, which is the question mark, and its type."""
+    found = {row[0].rstrip("?").strip("`"): (row[0].endswith("?"), row[1]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def _declared(record: type, *left_out: str) -> dict[str, tuple[bool, str]]:
+    """Return the fields that a record is written with, as the page has to have them."""
+    kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(record)}
+    return {
+        field.name: (
+            _may_be_none(field),
+            "text" if kinds[field.name].startswith("Literal[") else FIELD_TYPES[kinds[field.name]],
+        )
+        for field in fields(record)
+        if field.name not in left_out
+    }
 
 
 def _may_be_none(field: Field[object]) -> bool:
@@ -224,16 +263,49 @@ def _may_be_none(field: Field[object]) -> bool:
 @pytest.mark.parametrize(
     "fact_type", sorted(FACT_TYPES, key=lambda each: each.__name__), ids=lambda each: each.__name__
 )
-def test_the_ledger_page_has_every_field_of_every_type_of_event(fact_type: type) -> None:
-    (rows,) = [rows for names, rows in sections(LEDGER) if fact_type.__name__ in names]
-    expected = {field.name: _may_be_none(field) for field in fields(fact_type)}
-    assert dict(_fields_in(rows)) == expected
-    assert len(rows) == len(expected)
+def test_the_format_page_has_every_field_of_every_type_of_event(fact_type: type) -> None:
+    (rows,) = [rows for names, rows in sections(FORMAT) if fact_type.__name__ in names]
+    assert _fields_in(rows) == _declared(fact_type)
 
 
-def test_the_ledger_page_has_no_type_of_event_that_does_not_exist() -> None:
+OBJECTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "retry_policy": (RetrySpec, ()),
+    "members": (Member, ()),
+    "source": (Source, ()),
+    "state": (TaskState, ("version", "running_attempt", "retry_due_at", "cancel_requested_by")),
+    "result": (ResultState, ()),
+}
+"""What fields hold that are objects: the record, and which fields of it are not written (see `snapshot`)."""
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_format_page_has_every_field_of_what_fields_hold(name: str) -> None:
+    (rows,) = [rows for names, rows in sections(FORMAT) if names == [name]]
+    record, left_out = OBJECTS[name]
+    # A state says in its types, not by its defaults, what may be None.
+    nullable = {field.name for field in fields(record) if str(field.type).endswith("| None")}
+    expected = {field: (field in nullable, kind) for field, (_, kind) in _declared(record, *left_out).items()}
+    assert _fields_in(rows) == expected
+
+
+def test_the_fields_of_a_state_that_the_format_page_leaves_out_are_not_written() -> None:
+    whole = task_rules.apply(None, created(), task_id="t", version=1)
+    running = task_rules.apply(whole, started(), task_id="t", version=2)
+    asked = task_rules.apply(running, TaskCancelRequested("ann"), task_id="t", version=3)
+    assert asked.running_attempt is not None and asked.cancel_requested_by is not None
+    assert set(OBJECTS["state"][1]) & set(task_rules.snapshot(asked)) == set()
+
+
+def test_the_format_page_names_the_rounds_and_the_form_of_a_digest() -> None:
+    text = FORMAT.read_text("utf-8")
+    algorithm, rounds, digits = digest("a secret", "00" * 32).split(":")
+    assert f"`{algorithm}:{rounds}:` and {len(digits)} hexadecimal" in " ".join(text.split())
+    assert f"{int(rounds):,} rounds" in text
+
+
+def test_the_format_page_has_no_type_of_event_that_does_not_exist() -> None:
     known = {fact_type.__name__ for fact_type in FACT_TYPES}
-    named = re.findall(r"`((?:Task|Graph|Runner|Process|Ledger)[A-Z]\w+)`", LEDGER.read_text("utf-8"))
+    named = re.findall(r"`((?:Task|Graph|Runner|Process|Ledger)[A-Z]\w+)`", FORMAT.read_text("utf-8"))
     assert sorted(set(named) - known) == []
 
 
@@ -245,17 +317,17 @@ def schema(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def test_the_ledger_page_has_every_column_of_every_table_in_its_order(schema: sqlite3.Connection) -> None:
+def test_the_format_page_has_every_column_of_every_table_in_its_order(schema: sqlite3.Connection) -> None:
     tables = "SELECT name, type FROM sqlite_schema WHERE type IN ('table', 'view') AND substr(name, 1, 1) <> '_'"
-    described = {names[0]: rows for names, rows in sections(LEDGER)}
+    described = {names[0]: rows for names, rows in sections(FORMAT)}
     for table, kind in schema.execute(tables).fetchall():
         columns = [[f"`{name}`", type_] for _, name, type_, *_ in schema.execute(f"PRAGMA table_xinfo({table})")]
         shown = 2 if kind == "table" else 1  # what type a view's column has depends on the version of SQLite
         assert [row[:shown] for row in described[table]] == [column[:shown] for column in columns], table
 
 
-def test_the_ledger_page_says_how_to_tell_a_ledger(schema: sqlite3.Connection) -> None:
-    (rows,) = [rows for names, rows in sections(LEDGER) if names == ["The file"]]
+def test_the_format_page_says_how_to_tell_a_ledger(schema: sqlite3.Connection) -> None:
+    (rows,) = [rows for names, rows in sections(FORMAT) if names == ["The file"]]
     said = {row[0].strip("`"): row[1] for row in rows}
     assert schema.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
     assert said["PRAGMA application_id"].startswith(f"{APPLICATION_ID} ")
@@ -263,7 +335,7 @@ def test_the_ledger_page_says_how_to_tell_a_ledger(schema: sqlite3.Connection) -
 
 
 def test_the_table_of_transitions_is_the_one_in_the_source() -> None:
-    (rows,) = [rows for names, rows in sections(LEDGER) if names == ["Where a task can go"]]
+    (rows,) = [rows for names, rows in sections(FORMAT) if names == ["Where a task can go"]]
     drawn = [tuple(cell.strip("`") for cell in row) for row in rows]
     assert len(set(drawn)) == len(drawn)
     assert set(drawn) == {(before.value, after.value, fact.__name__) for (before, fact), after in TRANSITIONS.items()}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import newer as newer_ttasks
+from ledgers import contents, make_ledger
 from strategies import created
+from ttasks import SQLiteStore, Task, TaskExecutor
 from ttasks.errors import LedgerUnwritableError, NotALedgerError
 from ttasks.log import files
 from ttasks.log.event_log import EventLog
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate, statements
 from ttasks.log.reading import Readers
 from ttasks.log.transaction import Batch
-from ttasks.log.verify import verify
+from ttasks.log.verify import rebuild, verify
 
 pytestmark = pytest.mark.usefixtures("outside_git")
 ROOT = Path(__file__).parents[2]
@@ -41,6 +48,23 @@ log.append(Batch(f"task-{name}", [fact], 0))
 print(log.ledger)
 log.close()
 """
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a Python process that can import what the tests share."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+
+
+def run_here(program: str, *arguments: object, code: int = 0) -> str:
+    """Run such a process to its end, and return what it printed."""
+    process = start(program, *arguments)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "")
+    return said
 
 
 @pytest.fixture
@@ -305,17 +329,182 @@ def test_a_script_may_end_with_a_comment() -> None:
     assert list(statements("CREATE TABLE a (b);\n-- done\n\n")) == ["CREATE TABLE a (b);"]
 
 
+# --- a newer schema -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger with some of everything, as today's ttasks makes it."""
+    made = tmp_path_factory.mktemp("old") / "ledger.db"
+    make_ledger(made)
+    with closing(sqlite3.connect(made)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return made
+
+
+@pytest.fixture
+def ledger(old: Path, path: Path) -> Path:
+    return Path(shutil.copy(old, path))
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> Path:
+    return newer_ttasks.write_migrations(tmp_path / "migrations")
+
+
+@pytest.fixture
+def upgraded(migrations: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is one of a newer ttasks."""
+    newer_ttasks.upgrade_ttasks(migrations, monkeypatch.setattr)
+
+
+REFUSED = f"has schema_version {newer_ttasks.VERSION}, this ttasks knows {newer_ttasks.OLDER}: a newer ttasks made it"
+
+
+def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def check_migrated(path: Path, before: Mapping[str, list[tuple[Any, ...]]]) -> None:
+    """Find what was there, what the migration made, and a ledger that verifies; once each."""
+    assert pragma(path, "user_version") == newer_ttasks.VERSION
+    names = [name for (name,) in query(path, "SELECT name FROM _sqlite_migrations ORDER BY name")]
+    assert names == [*sorted(script.stem for script in newer_ttasks.MIGRATIONS.glob("*.sql")), newer_ttasks.NAME]
+    now = contents(path)
+    events = before["events"]
+    assert now["events"][: len(events)] == events
+    for table, rows in before.items():
+        assert set(rows) <= set(now[table]), table
+    assert query(path, "SELECT count(*), count(DISTINCT task_id) FROM labels") == [(len(before["tasks"]),) * 2]
+    assert query(path, "SELECT count(*) FROM tasks WHERE priority = length(title)") == [(len(before["tasks"]),)]
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_a_newer_ttasks_migrates_on_opening_and_loses_nothing(ledger: Path) -> None:
+    before = contents(ledger)
+
+    EventLog.open(ledger).close()
+
+    assert contents(ledger) == before
+    check_migrated(ledger, before)
+    assert verify(Readers.open(ledger)).problems == []
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_what_was_migrated_goes_on_as_if_it_had_always_been_so(ledger: Path) -> None:
+    with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
+        task = Task.bash("echo on", title="goes on")
+        assert executor.execute(task).output == "on\n"
+        assert store.tasks[task.id].title == "goes on"
+
+    assert verify(Readers.open(ledger)).problems == []
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_what_was_migrated_has_the_schema_of_what_is_made_new(ledger: Path) -> None:
+    EventLog.open(ledger).close()
+    new = ledger.with_name("new.db")
+    EventLog.open(new).close()
+    schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+
+    assert query(ledger, schema) == query(new, schema)
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_who_only_reads_migrates_nothing(ledger: Path) -> None:
+    before = everything_in(ledger.parent)
+
+    older = f"has schema_version {newer_ttasks.OLDER}, this ttasks reads {newer_ttasks.VERSION}: it was left untouched"
+    with pytest.raises(NotALedgerError, match=older):
+        Readers.open(ledger)
+
+    assert everything_in(ledger.parent) == before
+
+
+@pytest.mark.parametrize("opens", [EventLog.open, Readers.open], ids=["to write", "to read"])
+def test_what_was_migrated_is_refused_by_the_older_ttasks_byte_for_byte(
+    ledger: Path, migrations: Path, opens: Callable[[Path], object]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        newer_ttasks.upgrade_ttasks(migrations, patch.setattr)
+        EventLog.open(ledger).close()
+    before = everything_in(ledger.parent)
+
+    with pytest.raises(NotALedgerError, match=REFUSED):
+        opens(ledger)
+
+    assert everything_in(ledger.parent) == before
+
+
+@pytest.mark.parametrize("opens", [EventLog.open, Readers.open], ids=["to write", "to read"])
+def test_what_was_migrated_in_the_wal_alone_is_refused_by_the_older_ttasks(
+    ledger: Path, migrations: Path, opens: Callable[[Path], object]
+) -> None:
+    migrating = (
+        "import os, sys; from pathlib import Path; import newer; from ttasks.log.event_log import EventLog; "
+        "newer.upgrade_ttasks(Path(sys.argv[2])); EventLog.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    run_here(migrating, ledger, migrations, code=-signal.SIGKILL)
+    kept = {name: content for name, content in everything_in(ledger.parent).items() if not name.endswith("-shm")}
+    assert int.from_bytes(kept["ledger.db"][60:64]) == newer_ttasks.OLDER  # the header does not know yet
+
+    with pytest.raises(NotALedgerError, match=REFUSED):
+        opens(ledger)
+
+    left = everything_in(ledger.parent)
+    assert {name: content for name, content in left.items() if not name.endswith("-shm")} == kept
+
+
+def test_a_process_that_has_it_open_while_a_newer_ttasks_migrates_it_writes_no_more(
+    ledger: Path, migrations: Path
+) -> None:
+    with closing(EventLog.open(ledger)) as log:
+        log.append(Batch("task-before", [created("before")], 0))
+        before = contents(ledger)
+        migrating = (
+            "import sys; from pathlib import Path; import newer; from ttasks.log.event_log import EventLog; "
+            "newer.upgrade_ttasks(Path(sys.argv[2])); EventLog.open(Path(sys.argv[1])).close()"
+        )
+        run_here(migrating, ledger, migrations)
+
+        for write in (lambda: log.append(Batch("task-after", [created("after")], 0)), lambda: rebuild(log)):
+            with pytest.raises(
+                LedgerUnwritableError, match="was migrated to schema_version 2 while it was in use here"
+            ):
+                write()
+
+    assert contents(ledger) == before
+
+
+BAD_MIGRATIONS = {
+    "it is no SQL": newer_ttasks.MIGRATION + "CREATE TABEL x (y);\n",
+    "it makes what is there": newer_ttasks.MIGRATION + "CREATE TABLE tasks (y);\n",
+    "it breaks a rule": newer_ttasks.MIGRATION + "INSERT INTO labels VALUES (NULL, NULL);\n",
+    "it changes an event": newer_ttasks.MIGRATION + "UPDATE events SET data = '{}';\n",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MIGRATIONS)
+def test_a_migration_that_can_not_be_done_leaves_the_old_ledger_whole(ledger: Path, tmp_path: Path, bad: str) -> None:
+    folder = newer_ttasks.write_migrations(tmp_path / "bad", BAD_MIGRATIONS[bad])
+    before = contents(ledger)
+    with pytest.MonkeyPatch.context() as patch:
+        newer_ttasks.upgrade_ttasks(folder, patch.setattr)
+        with pytest.raises(LedgerUnwritableError, match="nothing was written"):
+            EventLog.open(ledger)
+
+    assert pragma(ledger, "user_version") == SCHEMA_VERSION
+    assert contents(ledger) == before
+    make(ledger, "goes on")
+    assert verify(Readers.open(ledger)).problems == []
+
+
 # --- many at once ---------------------------------------------------------------------------------------------------
 
 
 def test_eight_processes_that_open_one_new_path_at_once_share_one_ledger(path: Path) -> None:
-    waiting = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(path), str(number)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(8)
-    ]  # fmt: skip
+    waiting = [start(PROGRAM, path, str(number)) for number in range(8)]
     for process in waiting:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -333,3 +522,25 @@ def test_eight_processes_that_open_one_new_path_at_once_share_one_ledger(path: P
     assert len(list(readers.events(type="RunnerStarted"))) == 8
     assert len(list(readers.events(type="LedgerCreated"))) == 1
     assert verify(readers).is_clean
+
+
+NEWER_PROGRAM = (
+    "import sys; from pathlib import Path; import newer; newer.upgrade_ttasks(Path(sys.argv[3]))\n" + PROGRAM
+)
+
+
+def test_eight_processes_of_a_newer_ttasks_that_open_one_ledger_at_once_migrate_it_once(
+    ledger: Path, migrations: Path, upgraded: None
+) -> None:
+    before = contents(ledger)
+    waiting = [start(NEWER_PROGRAM, ledger, str(number), migrations) for number in range(8)]
+    for process in waiting:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+    said = [process.communicate("go\n", timeout=60) for process in waiting]
+
+    assert [error for _, error in said] == [""] * 8
+    assert len({opened for opened, _ in said}) == 1
+    assert query(ledger, "SELECT count(*) FROM tasks WHERE priority IS NULL") == [(8,)]  # appended after it
+    check_migrated(ledger, before)
+    assert verify(Readers.open(ledger)).problems == []

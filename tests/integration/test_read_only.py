@@ -391,6 +391,8 @@ def test_a_graph_is_read_as_it_was_at_one_moment(path: Path) -> None:
         class Interrupting:
             """A connection between whose queries somebody adds a task to the graph."""
 
+            in_transaction = True
+
             def __init__(self, connection: sqlite3.Connection) -> None:
                 self._connection = connection
 

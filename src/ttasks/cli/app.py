@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -138,8 +139,19 @@ def cancel(id: str, ledger: Path | None) -> None:
     cancel_by_id(ledger_path(ledger), id)
 
 
+def _hash(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch("[0-9a-fA-F]{64}", given):
+        raise click.BadParameter(f"{given!r} is no hash: verify prints one as 64 hexadecimal digits")
+    return given
+
+
 @command.command()
-@click.option("--head", metavar="HASH", help="The hash of an event that has to be there: finds a tail that was cut.")
+@click.option(
+    "--head",
+    metavar="HASH",
+    callback=_hash,
+    help="The hash of an event that has to be there: finds a tail that was cut.",
+)
 @ledger_option
 @says_errors
 def verify(head: str | None, ledger: Path | None) -> None:

@@ -19,7 +19,8 @@ def verify_ledger(path: Path, head: str | None) -> int:
     if report.is_clean:
         out.print(f"clean: {count(report.events, 'event')}, head {report.head}")
         return 0
-    first = report.problems[0]
+    first = report.first
+    assert first is not None
     more = " or more" if len(report.problems) == verify.PROBLEMS_MAX else ""
     where = f"event {first.position}" if first.position is not None else "no single event"
     out.print(f"NOT clean: {count(len(report.problems), 'problem')}{more}; the first is at {where} ({first.promise})")

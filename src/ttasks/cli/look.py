@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttasks.cli.text import console, count, duration, moment, printable, short, state
-from ttasks.errors import NotFoundError
+from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.status import RunStatus, TaskStatus
@@ -124,6 +124,12 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         stands = "interrupted (its runner is gone)" if is_dead else str(run.status)
         _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {_who(runner)}")
     tasks = readers.tasks_of_graph(graph_id)
+    named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
+    if not named <= tasks.keys():
+        raise DamagedLedgerError(
+            f"{readers.path} lacks tasks of graph {graph_id}; `ttasks verify` says which, "
+            "and `ttasks rebuild` makes all rows again"
+        )
     table = _table("task", "name", "status", "attempts", "took", "after", "")
     for member in graph.members.values():
         task = tasks[member.task]

@@ -171,12 +171,20 @@ def decode(
     fact_type = _TYPES.get(type_name)
     if fact_type is None or type_version > fact_type.TYPE_VERSION:
         return OpaqueEvent(type_name, type_version, data, json.loads(data).get("ignorable") is True)
-    content = json.loads(data)
-    for version in range(type_version, fact_type.TYPE_VERSION):
-        content = upcasters[type_name, version](content)
+    content = lift(fact_type, type_version, data, upcasters)
     form = _FORMS[fact_type]
     known = {name: content[name] for name in form.names if name in content}
     for name, read in form.readers.items():
         if name in known:
             known[name] = read(known[name])
     return fact_type(**known)
+
+
+def lift(
+    fact_type: type[Fact], type_version: int, data: str, upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS
+) -> dict[str, Any]:
+    """Return the content of stored data, in the form that today's version of its type has."""
+    content: dict[str, Any] = json.loads(data)
+    for version in range(type_version, fact_type.TYPE_VERSION):
+        content = upcasters[fact_type.__name__, version](content)
+    return content

@@ -53,7 +53,7 @@ class RecordedEvent:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What its type holds, as JSON values under the names in docs/ledger.md; a new dict each time."""
+        """What its type holds, as JSON values under the names in docs/reference/format.md; a new dict each time."""
         data: dict[str, Any] = json.loads(self._json())
         return data
 

@@ -152,7 +152,7 @@ class EventLog:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 self._connect()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *files.SQLITE_ERRORS) as error:
             self._forget()
             if isinstance(error, TtasksError):
                 raise
@@ -178,7 +178,7 @@ class EventLog:
         connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout * 1000)}")
         self._connection = connection
         self._transaction = Transaction(connection)
-        if connection.execute("SELECT 1 FROM events LIMIT 1").fetchone() is None:
+        if self._transaction.is_empty():
             created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
             self._transaction.commit([[first_event(created)]], clock.now, [])
         first = self._transaction.ledger()
@@ -205,10 +205,11 @@ class EventLog:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._locked():
                     self._connection.close()
-                self._connection.close()
             self._forget()
 
     def _forget(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
         self._connection = None
         self._transaction = None
         if self._lock is not None:

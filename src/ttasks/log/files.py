@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -17,6 +17,29 @@ from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
+_MAY_PASS: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+
+SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What may come of reading a file: where SQLite's own message quotes garbage, Python fails to make an error of it."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """True where it is the file's content that SQLite (or Python) can't read, and not the disk or the moment."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _MAY_PASS
+
 
 def lock_path(path: Path) -> Path:
     """Return the side file that writers of this ledger lock."""
@@ -24,9 +47,10 @@ def lock_path(path: Path) -> Path:
 
 
 def schema_version(path: Path) -> int | None:
-    """Return the schema version of the ledger at `path`, read from its header; None where there is no file yet.
+    """Return the schema version of the ledger at `path`; None where there is no file yet.
 
-    An empty file counts as none. The file is only read, so one that isn't ours stays as it is.
+    An empty file counts as none. It is read from the file's header, and from the WAL where a later one is there. The
+    file is only read, so one that isn't ours stays as it is.
 
     Raises:
         NotALedgerError: the file is something else, or a ledger of a newer ttasks.
@@ -51,8 +75,22 @@ def schema_version(path: Path) -> int | None:
         raise NotALedgerError(
             f"{path} is a SQLite database, but not a ledger (it has no schema_version of one); it was left untouched"
         )
+    version = max(version, _version_in_wal(path))
     if version > SCHEMA_VERSION:
         raise another_version(path, version)
+    return int(version)
+
+
+def _version_in_wal(path: Path) -> int:
+    """Return the schema version that a migration left in the WAL: it was killed, or has the ledger open."""
+    now = Fingerprint.of(path)
+    if now.wal is None or now.wal[1] == 0:
+        return 0
+    try:
+        with contextlib.closing(_connect(*_beside_wal(path, now), timeout=1)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
+        return 0
     return int(version)
 
 
@@ -111,11 +149,15 @@ def open_writer(path: Path | None, *, durability: str) -> sqlite3.Connection:
     if path is None:
         upgrade(connection)
         return connection
-    # NORMAL is faster, but in WAL mode a commit may roll back after power loss
-    # (sqlite.org/pragma.html#pragma_synchronous). A ledger that forgets is not one, unless its user asked for it.
-    connection.execute(f"PRAGMA synchronous = {'NORMAL' if durability == 'normal' else 'FULL'}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    try:
+        # NORMAL is faster, but in WAL mode a commit may roll back after power loss
+        # (sqlite.org/pragma.html#pragma_synchronous). A ledger that forgets is not one, unless its user asked for it.
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if durability == 'normal' else 'FULL'}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -151,29 +193,47 @@ def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
     there, so it is read without one, and without locks. What is read so counts only if the fingerprint, which comes
     with the connection, is the same afterwards. It is None where SQLite's own locks see to that.
     """
-    address = "file:" + quote(os.fsencode(path.absolute()))
     before = Fingerprint.of(path)
     if before.has_shm:
         with contextlib.suppress(sqlite3.OperationalError):  # the -shm can't be opened here
-            return _connect_reader(path, address + "?mode=ro"), None
+            return _connect_reader(path, _address(path) + "?mode=ro"), None
     if before.wal is None or before.wal[1] == 0:
-        return _connect_reader(path, address + "?immutable=1"), before
+        return _connect_reader(path, _address(path) + "?immutable=1"), before
+    return _connect_reader(path, *_beside_wal(path, replace(before, has_shm=False))), before
+
+
+def _address(path: Path) -> str:
+    return "file:" + quote(os.fsencode(path.absolute()))
+
+
+def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
+    """Return the address of a ledger that has a WAL, and what to execute first, so that nothing is made beside it."""
+    if now.has_shm:
+        return (_address(path) + "?mode=ro",)
     # Its last writer was killed, or a reader kept it from tidying up: the WAL belongs to the data. In exclusive mode
     # SQLite keeps the index of the WAL in this process's memory (sqlite.org/wal.html#noshm).
-    exclusive = "PRAGMA locking_mode = EXCLUSIVE"
-    return _connect_reader(path, address + "?mode=ro&vfs=unix-none", exclusive), before
+    return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
-def _connect_reader(path: Path, address: str, *first: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+def _connect(address: str, *first: str, timeout: float = 30) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
     try:
         for statement in first:
             connection.execute(statement).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_reader(path: Path, address: str, *first: str) -> sqlite3.Connection:
+    connection = _connect(address, *first)
+    try:
         connection.execute("PRAGMA query_only = 1")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
             raise another_version(path, version)
-        connection.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except BaseException:
         connection.close()
         raise

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
     from sqlite_utils import Database
 
 APPLICATION_ID: Final = 0x74746B73
@@ -33,16 +36,36 @@ def migrate(connection: sqlite3.Connection) -> None:
     from sqlite_utils import Database, Migrations
 
     migrations = Migrations("ttasks")
-    scripts = sorted(
-        (file for file in files("ttasks.migrations").iterdir() if file.name.endswith(".sql")),
-        key=lambda file: file.name,
-    )
+    scripts = _scripts()
     for script in scripts:
         migrations(name=script.name.removesuffix(".sql"))(_run(script.read_text("utf-8")))
     migrations.apply(Database(connection))
     assert int(scripts[-1].name[:4]) == SCHEMA_VERSION
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _scripts() -> list[Traversable]:
+    found = (file for file in files("ttasks.migrations").iterdir() if file.name.endswith(".sql"))
+    return sorted(found, key=lambda file: file.name)
+
+
+SchemaObject = tuple[str, str, str, str | None]
+"""Type, name, table and SQL of what the schema holds; an index that SQLite makes itself has no SQL."""
+
+
+def current_schema() -> set[SchemaObject]:
+    """Return what the schema of a current ledger holds, but for the notes of which migrations were applied."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for script in _scripts():
+            for statement in statements(script.read_text("utf-8")):
+                connection.execute(statement)
+        return schema_of(connection)
+
+
+def schema_of(connection: sqlite3.Connection) -> set[SchemaObject]:
+    """Return what the schema of this database holds."""
+    return set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"))
 
 
 def _run(script: str) -> Callable[[Database], None]:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, Final, Protocol, Self
 
-from ttasks.errors import DamagedLedgerError
+from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.envelope import OpaqueEvent, RecordedEvent
 from ttasks.events.facts import GraphCreated, GraphRevised, LedgerCreated
 from ttasks.state import graph as graph_rules
@@ -241,9 +241,11 @@ class LedgerFold(_Copied):
         self.version = version
 
     def apply(self, event: RecordedEvent) -> None:
-        if isinstance(event.fact, LedgerCreated) and self.state is None and event.position == 1:
+        if isinstance(event.fact, OpaqueEvent):
+            _pass_over(event, event.fact)
+        elif isinstance(event.fact, LedgerCreated) and self.state is None and event.position == 1:
             self.state = event.fact
-        elif not (isinstance(event.fact, OpaqueEvent) and event.fact.is_ignorable):
+        else:
             raise DamagedLedgerError(f"{event.type} at {event.position} can't follow in the ledger's own stream")
         self.version = event.version
 
@@ -251,11 +253,36 @@ class LedgerFold(_Copied):
         """Nothing: this stream has no row."""
 
 
+class ForeignFold(_Copied):
+    """A stream of a kind that this ttasks does not know: only events that may be passed over can be in it."""
+
+    state: None = None
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.version = 0
+
+    def apply(self, event: RecordedEvent) -> None:
+        if not isinstance(event.fact, OpaqueEvent):
+            raise DamagedLedgerError(f"there is no kind of stream like '{self.stream}'")
+        _pass_over(event, event.fact)
+        self.version = event.version
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Nothing: this stream has no row."""
+
+
+def _pass_over(event: RecordedEvent, fact: OpaqueEvent) -> None:
+    if not fact.is_ignorable:
+        raise UnknownEventError(
+            fact.type, fact.type_version, event.stream, version=event.version, position=event.position
+        )
+
+
 def new_fold(stream: str) -> StreamFold:
     """Return the fold of a stream before its first event.
 
-    Raises:
-        DamagedLedgerError: streams are named ``task-…``, ``graph-…``, ``runner-…`` or ``ledger``; this one isn't.
+    Streams are named ``task-…``, ``graph-…``, ``runner-…`` or ``ledger``; any other is a `ForeignFold`.
     """
     kind, _, name = stream.partition("-")
     if kind == "task":
@@ -266,7 +293,7 @@ def new_fold(stream: str) -> StreamFold:
         return RunnerFold(name)
     if stream == LEDGER_STREAM:
         return LedgerFold()
-    raise DamagedLedgerError(f"there is no kind of stream like '{stream}'")
+    return ForeignFold(stream)
 
 
 def load_fold(connection: sqlite3.Connection, stream: str) -> StreamFold:

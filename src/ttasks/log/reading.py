@@ -38,7 +38,12 @@ READ_AGAIN_MAX: Final = 20
 OF_GRAPH: Final = "WHERE id IN (SELECT task_id FROM graph_tasks WHERE graph_id = ?)"
 CHANGING_NOTHING: Final = tuple(fact_type.__name__ for fact_type in REPORTS)
 
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of reading a state or a fact from what ttasks would not have written."""
+
 Answer = TypeVar("Answer")
+Stored = TypeVar("Stored")
+State = TypeVar("State")
 
 
 class _WrittenMeanwhileError(LedgerUnwritableError):
@@ -53,7 +58,8 @@ def in_one_view(question: Callable[[sqlite3.Connection], Answer]) -> Callable[[s
         try:
             return question(connection)
         finally:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     return asked
 
@@ -68,7 +74,7 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
     try:
         fact = decode(type_, type_version, data)
         return RecordedEvent(position, stream, version, from_iso(recorded_at), runner, cause, fact, hash_)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
 
 
@@ -231,7 +237,7 @@ class Readers(LogReader):
             yield connection
         except BaseException as error:
             connection.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, files.SQLITE_ERRORS) and not isinstance(error, sqlite3.ProgrammingError):
                 raise self._refusal(error, before) from error
             raise
         if self._was_written_since(before):
@@ -253,7 +259,7 @@ class Readers(LogReader):
                 found = Fingerprint.of(self.path)
                 try:
                     return forks, *files.open_reader(self.path)
-                except sqlite3.Error as error:
+                except files.SQLITE_ERRORS as error:
                     raise self._refusal(error, found) from error
             connection, before = idle
             if not self._was_written_since(before):
@@ -266,11 +272,13 @@ class Readers(LogReader):
     def _written_meanwhile(self) -> _WrittenMeanwhileError:
         return _WrittenMeanwhileError(f"the ledger {self.path} was written to while it was read; read it again")
 
-    def _refusal(self, error: sqlite3.Error, before: Fingerprint | None) -> LedgerError:
+    def _refusal(self, error: BaseException, before: Fingerprint | None) -> LedgerError:
         if self._was_written_since(before):
             return self._written_meanwhile()
         what = f"the ledger {self.path} can't be read: {error}"
-        return LedgerUnwritableError(what) if isinstance(error, sqlite3.OperationalError) else DamagedLedgerError(what)
+        if files.is_damage(error):
+            return DamagedLedgerError(f"{what}. It is damaged: `ttasks verify` says more")
+        return LedgerUnwritableError(what)
 
     def close(self) -> None:
         """Close the connections that nobody uses; asking again opens one for that question."""
@@ -294,6 +302,15 @@ class Readers(LogReader):
     def _one(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         found = self._all(query, parameters)
         return found[0] if found else None
+
+    def _read(self, read: Callable[[Stored], State], stored: Stored) -> State:
+        try:
+            return read(stored)
+        except UNREADABLE as error:
+            raise DamagedLedgerError(
+                f"a row of {self.path} can't be read ({error!r}); `ttasks verify` says which, "
+                "and `ttasks rebuild` makes all rows again"
+            ) from error
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -333,16 +350,17 @@ class Readers(LogReader):
     def task(self, task_id: str) -> TaskState | None:
         """Return a task as its row has it, deleted ones too; None where there is none."""
         row = self._one(select("tasks", "WHERE id = ?"), (task_id,))
-        return rows.task_state(row) if row is not None else None
+        return self._read(rows.task_state, row) if row is not None else None
 
     def tasks(self) -> list[TaskState]:
         """Return the tasks that are not deleted, in (created_at, id) order."""
         found = self._all(select("tasks", "WHERE is_deleted = 0 ORDER BY created_at, id"))
-        return [rows.task_state(row) for row in found]
+        return [self._read(rows.task_state, row) for row in found]
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:
         """Return a graph's tasks by id, deleted ones too."""
-        return {row[0]: rows.task_state(row) for row in self._all(select("tasks", OF_GRAPH), (graph_id,))}
+        found = self._all(select("tasks", OF_GRAPH), (graph_id,))
+        return {row[0]: self._read(rows.task_state, row) for row in found}
 
     def ids(self, table: str) -> list[str]:
         """Return the ids in ``tasks`` or ``graphs`` that are not deleted, in (created_at, id) order."""
@@ -367,23 +385,26 @@ class Readers(LogReader):
     def attempts(self, task_id: str) -> list[AttemptState]:
         """Return a task's attempts, oldest first."""
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
-        return [rows.attempt_state(row) for row in found]
+        return [self._read(rows.attempt_state, row) for row in found]
 
     # --- graphs, runs, runners ---------------------------------------------------------------------------------------
 
     def graph(self, graph_id: str) -> GraphState | None:
         """Return a graph as its rows have it, a deleted one too; None where there is none."""
-        return self.ask(in_one_view(lambda connection: load_graph(connection, graph_id)))
+        return self.ask(in_one_view(lambda connection: self._graph(connection, graph_id)))
+
+    def _graph(self, connection: sqlite3.Connection, graph_id: str) -> GraphState | None:
+        return self._read(lambda id_: load_graph(connection, id_), graph_id)
 
     def graph_with_tasks(self, graph_id: str) -> tuple[GraphState, dict[str, TaskState]] | None:
         """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none."""
 
         def question(connection: sqlite3.Connection) -> tuple[GraphState, dict[str, TaskState]] | None:
-            graph = load_graph(connection, graph_id)
+            graph = self._graph(connection, graph_id)
             if graph is None:
                 return None
             found = connection.execute(select("tasks", OF_GRAPH), (graph_id,))
-            return graph, {row[0]: rows.task_state(row) for row in found}
+            return graph, {row[0]: self._read(rows.task_state, row) for row in found}
 
         return self.ask(in_one_view(question))
 
@@ -396,10 +417,10 @@ class Readers(LogReader):
             return connection.execute(latest).fetchall(), connection.execute(count).fetchall()
 
         found, counted = self.ask(in_one_view(question))
-        states = [rows.graph_state(row, (), ()) for row in found]
+        states = [self._read(lambda row: rows.graph_state(row, (), ()), row) for row in found]
         counts: dict[str, dict[TaskStatus, int]] = {}
         for graph_id, status, count in counted:
-            counts.setdefault(graph_id, {})[TaskStatus(status)] = count
+            counts.setdefault(graph_id, {})[self._read(TaskStatus, status)] = count
         return [(state, counts.get(state.id, {})) for state in states]
 
     def ids_like(self, table: str, part: str) -> list[str]:
@@ -414,12 +435,13 @@ class Readers(LogReader):
         where, order = ("graph_id = ?1", "run") if graph_id is not None else ("?1 IS NULL", "position")
         order += " DESC" if newest_first else ""
         query = select("runs", f"WHERE {where} ORDER BY {order} LIMIT ?2")
-        return [rows.run_state(row) for row in self._all(query, (graph_id, limit if limit is not None else -1))]
+        found = self._all(query, (graph_id, limit if limit is not None else -1))
+        return [self._read(rows.run_state, row) for row in found]
 
     def runner(self, position: int) -> RunnerState | None:
         """Return the runner registered at a position."""
         row = self._one(select("runners", "WHERE position = ?"), (position,))
-        return rows.runner_state(row) if row is not None else None
+        return self._read(rows.runner_state, row) if row is not None else None
 
 
 _READERS: weakref.WeakSet[Readers] = weakref.WeakSet()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ttasks.errors import DamagedLedgerError
+from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.log.projection import GraphFold, StreamFold, TaskFold, all_rows, new_fold
 from ttasks.log.query import EventFilter
@@ -37,7 +37,12 @@ class Replay:
         fold = self._folds.get(event.stream)
         if fold is None:
             fold = self._folds[event.stream] = new_fold(event.stream)
-        fold.apply(event)
+        try:
+            fold.apply(event)
+        except UnknownEventError as error:
+            raise UnknownEventError(
+                error.type, error.type_version, event.stream, version=event.version, position=event.position
+            ) from None
         if isinstance(fold, TaskFold) and fold.attempt is not None:
             self._attempts[fold.task_id, fold.attempt.attempt] = fold.attempt
         elif isinstance(fold, GraphFold) and fold.run is not None:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from ttasks.errors import DamagedLedgerError, StreamConflictError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
 from ttasks.events.codec import decode, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
-from ttasks.log.projection import LEDGER_STREAM, GraphFold, StreamFold, TaskFold, load_fold
+from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
+from ttasks.log.query import ENVELOPE
+from ttasks.log.reading import event_of
 from ttasks.log.redaction import Redaction
 from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState
@@ -127,11 +130,24 @@ class Transaction:
         Raises:
             DamagedLedgerError: it is missing, or not a LedgerCreated.
         """
-        row = self._connection.execute("SELECT type, type_version, data FROM events WHERE position = 1").fetchone()
-        fact = decode(*row) if row is not None else None
+        row = self._connection.execute(f"SELECT {ENVELOPE} FROM events WHERE position = 1").fetchone()  # noqa: S608
+        fact = event_of(row).fact if row is not None else None
         if not isinstance(fact, LedgerCreated):
-            raise DamagedLedgerError("event 1 is not a LedgerCreated; `ttasks verify` says more")
+            raise DamagedLedgerError("event 1 is not a LedgerCreated; nothing was written. `ttasks verify` says more")
         return fact
+
+    def is_empty(self) -> bool:
+        """Return whether nothing was recorded yet.
+
+        Raises:
+            DamagedLedgerError: no event is there, but rows are, which follow from events.
+        """
+        if self._connection.execute("SELECT 1 FROM events LIMIT 1").fetchone() is not None:
+            return False
+        for table in TABLES:
+            if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None:  # noqa: S608
+                raise DamagedLedgerError(f"the log is empty, but {table} has rows: it was emptied; nothing was written")
+        return True
 
     def commit(self, group: Sequence[Sequence[Encoded]], at: Callable[[], datetime], committed: list[Outcomes]) -> None:
         """Append what every request of the group wants, in one commit; a refusal of one leaves the others alone.
@@ -144,6 +160,7 @@ class Transaction:
 
         Raises:
             sqlite3.Error: the database refused. Nothing of any request was written.
+            LedgerUnwritableError: the schema is another by now. Nothing of any request was written.
         """
         connection = self._connection
         outcomes: Outcomes = []
@@ -153,6 +170,7 @@ class Transaction:
         self._is_whole = False
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self._check_schema()
             self._read_head()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
             outcomes.extend(self._stage_request(staged, request) for request in group)
@@ -176,6 +194,15 @@ class Transaction:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._is_whole = True
+
+    def _check_schema(self) -> None:
+        # A newer ttasks may have opened the ledger, and migrated it, since this process did.
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise LedgerUnwritableError(
+                f"the ledger was migrated to schema_version {version} while it was in use here, and this ttasks knows "
+                f"{SCHEMA_VERSION}; nothing was written. Go on with the ttasks that migrated it"
+            )
 
     def _read_head(self) -> None:
         head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
@@ -314,6 +341,7 @@ class Transaction:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
+            self._check_schema()
             for table in tables:
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608
             count = refill(connection)

@@ -1,18 +1,24 @@
-"""Checking a ledger against its promises, and making its rows again from its log."""
+"""Checking a ledger against its promises, and making its rows again from its log.
+
+What is checked may be anything that somebody with the file got into it: nothing in it may end in an exception.
+"""
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from dataclasses import dataclass, field
-from functools import cache
+from math import isfinite
 from typing import Any, Final, Literal
 
-from ttasks.errors import TtasksError
-from ttasks.events.codec import FACT_TYPES, to_json
+from ttasks.errors import DamagedLedgerError, TtasksError, UnknownEventError
+from ttasks.events.codec import to_json
 from ttasks.events.envelope import OpaqueEvent
+from ttasks.events.facts import LedgerCreated, RunnerStarted, TaskImported, TaskRevised
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
+from ttasks.log.files import SQLITE_ERRORS, is_damage
+from ttasks.log.form import envelope_problem, fact_problem, state_problem
+from ttasks.log.migrate import current_schema, schema_of
 from ttasks.log.projection import TABLES, key_columns, put, select
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import Readers, event_of, in_one_view
@@ -20,9 +26,19 @@ from ttasks.log.replay import Replay
 from ttasks.state import rows
 
 PROBLEMS_MAX: Final = 50
-_LONE_SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
-"""What pydantic reads no text with; any character in its place has the same form."""
-Promise = Literal["integrity", "order", "completeness", "form", "rows"]
+FILE_PROBLEMS_MAX: Final = 5
+Promise = Literal["integrity", "order", "completeness", "form", "rows", "schema", "file"]
+_STREAM_OF: Final = {
+    "tasks": ("task", "id"),
+    "attempts": ("task", "task_id"),
+    "graphs": ("graph", "id"),
+    "graph_tasks": ("graph", "graph_id"),
+    "graph_dependencies": ("graph", "graph_id"),
+    "runs": ("graph", "graph_id"),
+    "runners": ("runner", "id"),
+}
+"""For each table the kind of stream that its rows follow from, and the column that names it."""
+_ALL_EVENTS: Final = f"SELECT {ENVELOPE} FROM events ORDER BY position"  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,8 @@ class Problem:
     """One broken promise. `position` is the event it shows at, None where it is not at one event.
 
     `promise`: ``integrity`` (an event is not what was hashed), ``order`` (it can't be there), ``completeness``
-    (events are missing), ``form`` (its data can't be read), ``rows`` (a row is not what its events say).
+    (events are missing), ``form`` (it can't be read as what it says it is), ``rows`` (a row is not what its events
+    say), ``schema`` (a table, column, index, view or trigger is missing or another), ``file`` (SQLite can't read it).
     """
 
     promise: Promise
@@ -46,7 +63,7 @@ class Problem:
 class Report:
     """What `verify` found. `head` is the hash (hex) of the last event: keep it elsewhere, and a cut tail shows.
 
-    `problems` is in the log's order, broken rows last; it stops at `PROBLEMS_MAX`.
+    `problems` is in the log's order, then broken rows, the schema, the file; it stops at `PROBLEMS_MAX`.
     """
 
     events: int = 0
@@ -57,6 +74,12 @@ class Report:
     def is_clean(self) -> bool:
         """True when every promise holds."""
         return not self.problems
+
+    @property
+    def first(self) -> Problem | None:
+        """The problem at the first bad event; where none is at an event, the first of all; None where it is clean."""
+        at_events = [problem for problem in self.problems if problem.position is not None]
+        return next(iter([*at_events, *self.problems]), None)
 
     def _add(self, promise: Promise, position: int | None, text: str) -> None:
         if len(self.problems) < PROBLEMS_MAX:
@@ -72,94 +95,217 @@ def verify(readers: Readers, *, head: str | None = None) -> Report:
 
     Returns:
         The report; a broken promise is in it, not raised.
+
+    Raises:
+        LedgerUnwritableError: the file can't be read now, for a reason that is not in its content.
     """
 
     def check(connection: sqlite3.Connection) -> Report:
         report = Report()
-        replay = Replay()
-        knows_head = _check_events(connection, replay, report, head)
-        if head is not None and not knows_head:
-            text = f"no event has the hash {head}: the events up to it were cut off, or written anew"
-            report._add("completeness", None, text)
-        _check_rows(connection, replay, report)
+        texts_as = connection.text_factory
+        connection.text_factory = _as_stored
+        try:
+            _verify(connection, report, head)
+        finally:
+            connection.text_factory = texts_as
         return report
 
-    return readers.ask(in_one_view(check))
+    try:
+        return readers.ask(in_one_view(check))
+    except DamagedLedgerError as error:
+        report = Report()
+        report._add("file", None, f"it can't be read ({error.__cause__}): nothing was compared")
+        return report
 
 
-def _check_events(connection: sqlite3.Connection, replay: Replay, report: Report, head: str | None) -> bool:
-    before, last, knows_head = GENESIS, 0, False
-    broken_streams: set[str] = set()
-    for row in connection.execute(f"SELECT {ENVELOPE} FROM events ORDER BY position"):  # noqa: S608
-        position, stream, version, *_, stored_hash = row
-        report.events += 1
-        if position != last + 1:
-            missing = (
-                f"events {last + 1} to {position - 1} are missing" if position > last + 1 else "it is out of place"
-            )
-            report._add("completeness", position, missing)
-        if event_hash(before, row[:-1]) != stored_hash:
-            report._add(
-                "integrity", position, "its hash does not fit what is stored: it, or what came before, was changed"
-            )
-        before, last = stored_hash, position
-        knows_head = knows_head or (head is not None and stored_hash.hex() == head.lower())
-        if stream in broken_streams:
-            continue
-        if version != replay.version(stream) + 1:
-            report._add("order", position, f"it is version {version} of {stream}, after {replay.version(stream)}")
-            broken_streams.add(stream)
-            continue
-        problem = _check_meaning(row, replay)
+def _verify(connection: sqlite3.Connection, report: Report, head: str | None) -> None:
+    log = _LogCheck(report, head)
+    if log.read(connection):
+        _check_rows(connection, log, report)
+    _check_schema(connection, report)
+    _check_file(connection, report)
+
+
+def _as_stored(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+class _LogCheck:
+    """One walk through the log. A stream whose events can't be followed any further is in `broken`."""
+
+    def __init__(self, report: Report, head: str | None) -> None:
+        self.replay = Replay()
+        self.broken: set[str] = set()
+        self._report = report
+        self._head = head.lower() if head is not None else None
+        self._knows_head = head is None
+        self._last = 0
+        self._before = GENESIS
+        # What the hash before should have been: where only that was changed, what follows is as it was.
+        self._instead: bytes | None = None
+        self._runners: set[int] = set()
+
+    def read(self, connection: sqlite3.Connection) -> bool:
+        """Check every event; return whether all of them could be read."""
+        try:
+            for row in connection.execute(_ALL_EVENTS):
+                self._report.events += 1
+                self._check(row)
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            promise: Promise = "schema" if _is_about_sql(error) else "file"
+            position = self._last + 1 if self._report.events else None
+            text = f"it can't be read ({error}): neither it, nor what follows, nor any row was compared"
+            self._report._add(promise, position, text)
+            return False
+        self._report.head = self._before.hex()
+        if not self._report.events:
+            self._report._add("completeness", None, "it has no events at all, not even its first")
+        if not self._knows_head:
+            text = f"no event has the hash {self._head}: the events up to it were cut off, or written anew"
+            self._report._add("completeness", None, text)
+        return True
+
+    def _check(self, row: tuple[Any, ...]) -> None:
+        position, stream, stored = row[0], row[1], row[-1]
+        if not isinstance(position, int):  # the table was made anew, without its key
+            self._report._add("form", None, f"an event has the position {_shown(position)}")
+            return
+        comes_next = position == self._last + 1
+        if position <= self._last:
+            self._report._add("completeness", position, "it is out of place: positions are 1, 2, 3 …")
+        elif not comes_next:
+            up_to = f" and so is what follows up to {position - 1}" if position > self._last + 2 else ""
+            self._report._add("completeness", self._last + 1, f"it is missing{up_to}")
+        self._last = max(position, self._last)
+        problem = envelope_problem(row)
         if problem is not None:
-            report._add(*problem)
-            broken_streams.add(stream)
-    report.head = before.hex()
-    return knows_head
+            self._report._add("form", position, problem)
+        self._check_hash(row, comes_next)
+        self._knows_head = self._knows_head or (isinstance(stored, bytes) and stored.hex() == self._head)
+        if problem is not None:
+            self.broken.add(str(stream))
+            return
+        self._check_places(row)
+        if stream not in self.broken:
+            self._check_meaning(row)
+
+    def _check_hash(self, row: tuple[Any, ...], comes_next: bool) -> None:
+        position, columns, stored = row[0], row[:-1], row[-1]
+        computed = _hash(self._before, columns)
+        if stored == computed or (self._instead is not None and stored == _hash(self._instead, columns)):
+            self._instead = None
+        else:
+            # After a gap there is nothing that the hash could be compared with.
+            if comes_next:
+                text = "its hash does not fit what is stored: it, or what came before, was changed"
+                self._report._add("integrity", position, text)
+            self._instead = computed
+        self._before = stored if isinstance(stored, bytes) else computed or GENESIS
+
+    def _check_places(self, row: tuple[Any, ...]) -> None:
+        """Check what an event says of other events."""
+        position, type_, runner, cause = row[0], row[3], row[6], row[7]
+        if position == 1 and type_ != LedgerCreated.__name__:
+            self._report._add("order", position, f"it is a {type_}: a ledger begins with its LedgerCreated")
+        if type_ == RunnerStarted.__name__:
+            self._runners.add(position)
+        if (runner is None) != (position == 1) or (runner is not None and runner not in self._runners):
+            self._report._add("order", position, f"its runner is {runner}: no RunnerStarted before it is there")
+            self._runners.add(runner)  # said once, not for every event of that runner
+        if cause is not None and not 1 <= cause < position:
+            self._report._add("order", position, f"its cause is {cause}, which is no event before it")
+
+    def _check_meaning(self, row: tuple[Any, ...]) -> None:
+        position, stream, version = row[:3]
+        follows = f"what follows in {stream} was not checked"
+        if version != self.replay.version(stream) + 1:
+            text = f"it is version {version} of {stream}, after {self.replay.version(stream)}; {follows}"
+            self._report._add("order", position, text)
+            self.broken.add(stream)
+            return
+        problem = self._fold(row)
+        if problem is not None:
+            promise, text = problem
+            self._report._add(promise, position, f"{text}; {follows}")
+            self.broken.add(stream)
+
+    def _fold(self, row: tuple[Any, ...]) -> tuple[Promise, str] | None:
+        type_, type_version, data = row[3], row[4], row[8]
+        try:
+            event = event_of(row)
+            problem = None if isinstance(event.fact, OpaqueEvent) else fact_problem(event.fact, type_version, data)
+            if problem is not None:
+                return "form", f"its data is not that of a {type_}: {problem}"
+            fold = self.replay.apply(event)
+            if isinstance(event.fact, TaskRevised | TaskImported):
+                problem = state_problem(fold.state)
+                if problem is not None:
+                    return "form", f"its data is not that of a {type_}: {problem}"
+        except UnknownEventError as error:
+            return "form", str(error)
+        except DamagedLedgerError as error:
+            return ("form" if error.__cause__ is not None else "order"), str(error)
+        except TtasksError as error:
+            return "order", str(error)
+        except Exception as error:  # noqa: BLE001 - what others wrote may lead anywhere in our code, and is reported
+            return "form", f"its data is not that of a {type_}: {error!r}"
+        return None
 
 
-def _check_meaning(row: tuple[Any, ...], replay: Replay) -> tuple[Promise, int, str] | None:
-    position, type_, data = row[0], row[3], row[8]
+def _is_about_sql(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+
+def _hash(before: bytes, columns: tuple[Any, ...]) -> bytes | None:
     try:
-        event = event_of(row)
-        if not isinstance(event.fact, OpaqueEvent):
-            _validator(type_).validate_json(_LONE_SURROGATE.sub(r"\\ufffd", data))
-    except (TtasksError, ValueError) as error:
-        return "form", position, f"its data is not that of a {type_}: {error}"
-    try:
-        replay.apply(event)
-    except TtasksError as error:
-        return "order", position, str(error)
-    return None
+        return event_hash(before, columns)
+    except UnicodeEncodeError:  # a text that is not UTF-8: nothing that ttasks hashes
+        return None
 
 
-@cache
-def _validator(type_name: str) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(next(fact_type for fact_type in FACT_TYPES if fact_type.__name__ == type_name))
-
-
-def _check_rows(connection: sqlite3.Connection, replay: Replay, report: Report) -> None:
+def _check_rows(connection: sqlite3.Connection, log: _LogCheck, report: Report) -> None:
+    """Compare every row, but for those that follow from a broken stream."""
     expected: dict[str, dict[rows.Row, rows.Row]] = {table: {} for table in TABLES}
-    for table, row in replay.rows():
-        expected[table][_key(table, row)] = row
-    for table, columns in TABLES.items():
-        should = expected[table]
-        for row in connection.execute(select(table)):
-            key = _key(table, row)
-            wanted = should.pop(key, None)
-            if wanted is None:
+    try:
+        for table, row in log.replay.rows():
+            if _stream(table, row) not in log.broken:
+                expected[table][_key(table, row)] = row
+    except Exception as error:  # noqa: BLE001 - as above
+        report._add("rows", None, f"they were not compared: what the events say can't be a row: {error!r}")
+        return
+    for table in TABLES:
+        try:
+            _check_table(connection, table, expected[table], log.broken, report)
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            report._add("rows", None, f"{table} can't be read: {error}")
+
+
+def _check_table(
+    connection: sqlite3.Connection,
+    table: str,
+    should: dict[rows.Row, rows.Row],
+    broken: set[str],
+    report: Report,
+) -> None:
+    for row in connection.execute(select(table)):
+        key = _key(table, row)
+        wanted = should.pop(key, None)
+        if wanted is None:
+            if _stream(table, row) not in broken:
                 report._add("rows", None, f"{table} has a row {_name(key)} that no event speaks of")
-            elif wanted != row:
-                wrong = [
-                    f"{column} is {_shown(is_)}, its events say {_shown(should_be)}"
-                    for column, is_, should_be in zip(columns, row, wanted, strict=True)
-                    if is_ != should_be
-                ]
-                report._add("rows", None, f"row {_name(key)} of {table}: {'; '.join(wrong)}")
-        for key in should:
-            report._add("rows", None, f"{table} lacks the row {_name(key)}")
+        elif wanted != row:
+            wrong = [
+                f"{column} is {_shown(is_)}, its events say {_shown(should_be)}"
+                for column, is_, should_be in zip(TABLES[table], row, wanted, strict=True)
+                if is_ != should_be
+            ]
+            report._add("rows", None, f"row {_name(key)} of {table}: {'; '.join(wrong)}")
+    for key in should:
+        report._add("rows", None, f"{table} lacks the row {_name(key)}")
 
 
 def _key(table: str, row: rows.Row) -> rows.Row:
@@ -167,31 +313,83 @@ def _key(table: str, row: rows.Row) -> rows.Row:
     return tuple(row[columns.index(column)] for column in key_columns(table))
 
 
+def _stream(table: str, row: rows.Row) -> str:
+    kind, column = _STREAM_OF[table]
+    return f"{kind}-{row[TABLES[table].index(column)]}"
+
+
 def _name(key: rows.Row) -> str:
     return "/".join(map(str, key))
 
 
 def _shown(value: object) -> str:
-    text = to_json(value) if isinstance(value, str | int | float | None) else repr(value)
+    is_json = isinstance(value, str | int | None) or (isinstance(value, float) and isfinite(value))
+    text = to_json(value) if is_json else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
+    """Compare the schema with that of a new ledger. Tables and views of others are none of our business."""
+    try:
+        found = {(type_, name): (table, sql) for type_, name, table, sql in schema_of(connection)}
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        report._add("schema", None, f"it can't be read: {error}")
+        return
+    expected = {(type_, name): (table, sql) for type_, name, table, sql in current_schema()}
+    for (type_, name), (table, sql) in sorted(expected.items(), key=repr):
+        if (type_, name) not in found:
+            guard = ": the database no longer refuses it" if type_ == "trigger" else ""
+            report._add("schema", None, f"the {type_} {name} is missing{guard}")
+        elif found[type_, name] != (table, sql):
+            report._add("schema", None, f"the {type_} {name} is not as ttasks made it: {_shown(found[type_, name][1])}")
+    ours = {name for type_, name in expected if type_ in ("table", "view")}
+    for (type_, name), (table, _) in sorted(found.items(), key=repr):  # a damaged name may be anything
+        if (type_, name) not in expected and table in ours:
+            report._add("schema", None, f"the {type_} {name} on {table} is none that ttasks made")
+
+
+def _check_file(connection: sqlite3.Connection, report: Report) -> None:
+    """Let SQLite check the file: an index that lacks an entry hides events from whoever asks by it."""
+    try:
+        found = connection.execute(f"PRAGMA integrity_check({FILE_PROBLEMS_MAX})").fetchall()
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        found = [(str(error),)]
+    for (text,) in found:
+        if text != "ok":
+            report._add("file", None, f"SQLite finds it damaged: {' '.join(text.split())}")
 
 
 def rebuild(log: EventLog) -> int:
     """Make every row again from the log, in one commit; return how many events were folded.
 
     Raises:
-        TtasksError: the log can't be folded (`verify` says where). The rows stay as they were.
+        UnknownEventError, DamagedLedgerError: the log can't be folded (`verify` says why). The rows stay as they were.
         LedgerUnwritableError: the disk refused. The rows stay as they were.
     """
 
     def refill(connection: sqlite3.Connection) -> int:
         replay = Replay()
         count = 0
-        for row in connection.execute(f"SELECT {ENVELOPE} FROM events ORDER BY position"):  # noqa: S608
-            replay.apply(event_of(row))
-            count += 1
-        for table, state_row in replay.rows():
-            connection.execute(put(table), state_row)
+        is_folded = False
+        try:
+            for row in connection.execute(_ALL_EVENTS):
+                replay.apply(event_of(row))
+                count += 1
+            is_folded = True
+            for table, state_row in replay.rows():
+                connection.execute(put(table), state_row)
+        except UnknownEventError:
+            raise
+        except Exception as error:
+            if isinstance(error, SQLITE_ERRORS) and not is_damage(error):
+                raise
+            what = "put into rows" if is_folded else f"added up at event {count + 1}"
+            text = f"the log can't be {what}: {error}. No row was changed; `ttasks verify` says more"
+            raise DamagedLedgerError(text) from error
         return count
 
     return log.replace_rows(tuple(TABLES), refill)

@@ -66,16 +66,13 @@ def apply(state: GraphState | None, fact: f.Fact | OpaqueEvent, *, graph_id: str
     """
     if isinstance(fact, f.GraphCreated):
         return _created(state, fact, graph_id, version)
+    if isinstance(fact, OpaqueEvent):
+        if state is None or not fact.is_ignorable:
+            raise UnknownEventError(fact.type, fact.type_version, f"graph-{graph_id}", version=version)
+        return evolve(state, version=version)
     if state is None:
         raise DamagedLedgerError(f"{type(fact).__name__} can't be event {version} of graph {graph_id}")
     match fact:
-        case OpaqueEvent(is_ignorable=True):
-            return evolve(state, version=version)
-        case OpaqueEvent():
-            raise UnknownEventError(
-                f"graph {graph_id} holds {fact.type} (version {fact.type_version}), which this ttasks does not know: "
-                "a newer one wrote it; read the ledger with that"
-            )
         case f.GraphRevised():
             title = fact.title if fact.title is not None else state.title
             merged = {**state.members, **{member.task: member for member in fact.members}}

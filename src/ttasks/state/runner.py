@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ttasks.errors import DamagedLedgerError
+from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact, RunnerDescribed, RunnerStarted
 from ttasks.state.record import evolve
@@ -45,12 +45,15 @@ def apply(
     """Return the runner after one more fact of its stream.
 
     Raises:
-        DamagedLedgerError: the fact has no place there.
+        UnknownEventError: it is of a type from the future that must not be passed over.
+        DamagedLedgerError: it has no place in a runner's stream, or not there.
     """
     if isinstance(fact, RunnerStarted) and state is None:
         return RunnerState(position=position, id=runner_id, started_at=recorded_at, **vars(fact))
     if isinstance(fact, RunnerDescribed) and state is not None:
         return evolve(state, **vars(fact))
-    if isinstance(fact, OpaqueEvent) and state is not None and fact.is_ignorable:
+    if isinstance(fact, OpaqueEvent):
+        if state is None or not fact.is_ignorable:
+            raise UnknownEventError(fact.type, fact.type_version, f"runner-{runner_id}", position=position)
         return state
     raise DamagedLedgerError(f"{type(fact).__name__} at {position} can't follow in the stream of runner {runner_id}")

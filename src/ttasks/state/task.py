@@ -106,6 +106,8 @@ class AttemptState:
 
 
 Changes = dict[str, Any]
+REVISABLE: Final = frozenset({"title", "payload", "description", "timeout", "error"})
+"""The fields that a TaskRevised may change."""
 
 
 def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
@@ -134,6 +136,8 @@ def _revised(state: TaskState, fact: f.TaskRevised) -> Changes:
     if state.status is SUCCEEDED:
         raise TransitionError(f"SUCCEEDED tasks are immutable: task {state.id} can't be revised any more")
     changes = dict(fact.changes)
+    if not REVISABLE.issuperset(changes):
+        raise DamagedLedgerError(f"of task {state.id} no {', '.join(set(changes) - REVISABLE)} can be revised")
     if "error" in changes:
         changes["error_length"] = None
     if state.redacted is not None or fact.redacted is not None:
@@ -264,10 +268,7 @@ def apply(state: TaskState | None, fact: f.Fact | OpaqueEvent, *, task_id: str, 
     """
     if isinstance(fact, OpaqueEvent):
         if state is None or not fact.is_ignorable:
-            raise UnknownEventError(
-                f"task {task_id} holds {fact.type} (version {fact.type_version}), which this ttasks does not know: "
-                "a newer one wrote it; read the ledger with that"
-            )
+            raise UnknownEventError(fact.type, fact.type_version, f"task-{task_id}", version=version)
         return evolve(state, version=version)
     if isinstance(fact, f.TaskImported):
         return from_snapshot(task_id, fact.state, version)
