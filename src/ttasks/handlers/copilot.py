@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from ttasks.errors import TaskExecutionError
 from ttasks.handlers.context import TaskContext
-from ttasks.model.retry import check_number
+from ttasks.model.checks import check_number
 
 Handler = Callable[[TaskContext], Any]
 

@@ -396,7 +396,7 @@ class EventLog:
         """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
         if self._listener is None and self.path is not None:
-            self._listener = Listener(self.path, self._watchers)
+            self._listener = Listener(self.readers, self._watchers)
 
     def unwatch(self, stream: str) -> None:
         """Forget the watcher of `stream`."""

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 from ttasks.errors import LedgerError
-from ttasks.log import files
+from ttasks.log.reading import Readers
 
 LISTEN_S: Final = 0.1
 """How long a request of another process may wait to be heard."""
-_ASKED: Final = {
-    "task": "SELECT cancel_requested_by FROM tasks WHERE id = ?",
-    "graph": "SELECT cancel_requested_by FROM graphs WHERE id = ?",
-}
 
 
 class Listener:
     """One thread that looks, as long as there is somebody to tell, whether what is watched was asked to cancel.
 
-    `watchers` maps streams to whom to tell, and is the caller's: it changes while this looks. Nothing is read but a
-    counter of SQLite's, until somebody has committed.
+    `watchers` maps streams to whom to tell, and is the caller's: it changes while this looks. Until somebody has
+    committed, a look is one step into the log's index.
     """
 
-    def __init__(self, path: Path, watchers: Mapping[str, Callable[[], None]]) -> None:
-        self._path = path
+    def __init__(self, readers: Readers, watchers: Mapping[str, Callable[[], None]]) -> None:
+        self._readers = readers
         self._watchers = watchers
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="ttasks-listen", daemon=True)
@@ -41,36 +35,18 @@ class Listener:
             self._thread.join()
 
     def _listen(self) -> None:
-        seen: int | None = None
-        connection: sqlite3.Connection | None = None
-        try:
-            while not self._over.wait(LISTEN_S):
-                if not self._watchers:
-                    continue
-                # A ledger that can't be read just now can't be written either, and whoever runs will hear of that.
-                with contextlib.suppress(sqlite3.Error, OSError, LedgerError):
-                    if connection is None:
-                        connection = self._open()
-                    if connection is None:
-                        continue
-                    (now,) = connection.execute("PRAGMA data_version").fetchone()
-                    if now != seen:
-                        self._look(connection)
-                        seen = now
-        finally:
-            if connection is not None:
-                connection.close()
+        seen = 0
+        while not self._over.wait(LISTEN_S):
+            if not self._watchers:
+                continue
+            # A ledger that can't be read just now can't be written either, and whoever runs will hear of that.
+            with contextlib.suppress(LedgerError, OSError):
+                head = self._readers.head_position()
+                if head != seen:
+                    self._look()
+                    seen = head
 
-    def _open(self) -> sqlite3.Connection | None:
-        connection, without_locks = files.open_reader(self._path)
-        if without_locks is None:
-            return connection
-        connection.close()  # nobody has the ledger open to write; and what is read so can't be kept
-        return None
-
-    def _look(self, connection: sqlite3.Connection) -> None:
+    def _look(self) -> None:
         for stream, tell in list(self._watchers.items()):
-            kind, _, name = stream.partition("-")
-            row = connection.execute(_ASKED[kind], (name,)).fetchone()
-            if row is not None and row[0] is not None:
+            if self._readers.is_asked_to_cancel(stream):
                 tell()

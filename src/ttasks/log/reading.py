@@ -78,6 +78,12 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
 
 
+_ASKED: Final = {
+    "task": "SELECT cancel_requested_by FROM tasks WHERE id = ?",
+    "graph": "SELECT cancel_requested_by FROM graphs WHERE id = ?",
+}
+
+
 class LogReader:
     """What can be asked of a log alone: each answer comes from its events."""
 
@@ -329,6 +335,12 @@ class Readers(LogReader):
         if row is None:
             raise DamagedLedgerError(f"the ledger {self.path} has no events at all, not even its first")
         return row[0], row[1]
+
+    def is_asked_to_cancel(self, stream: str) -> bool:
+        """True when the row of this task's or graph's stream names somebody who wants it cancelled."""
+        kind, _, name = stream.partition("-")
+        row = self._one(_ASKED[kind], (name,))
+        return row is not None and row[0] is not None
 
     def head_position(self) -> int:
         return self.head()[0]

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Final
 
 from ttasks.events.facts import RetrySpec
+from ttasks.model.checks import FLOAT_MAX, check_number
 
 RetryOn = tuple[type[BaseException], ...] | type[BaseException] | Callable[[BaseException], bool]
-
-
-FLOAT_MAX: Final = sys.float_info.max
-
-
-def check_number(value: Any, name: str, *, least: float = 0.0) -> None:
-    """Refuse what is no finite number of at least `least`.
-
-    Raises:
-        TypeError: it is no number (a bool is none).
-        ValueError: it is NaN, infinite or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not least <= value <= FLOAT_MAX:  # NaN is in no order, and an int may be beyond all floats
-        kind = "non-negative number" if least == 0.0 else f"number of at least {least:g}"
-        raise ValueError(f"{name} must be a finite {kind}, got {value!r}")
 
 
 @dataclass(frozen=True)

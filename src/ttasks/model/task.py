@@ -7,35 +7,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from subprocess import CompletedProcess
-from typing import Any, Literal, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Self
 
 from ttasks import clock
 from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.model.checks import check_env, check_error, check_str, check_timeout
 from ttasks.model.given import Given
-from ttasks.model.result import TaskResult, is_loaded, loaded_result
-from ttasks.model.retry import FLOAT_MAX
+from ttasks.model.result import TaskResult, is_loaded
+from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.state import decide
 from ttasks.state.record import evolve
-from ttasks.state.task import ResultState, TaskState, apply, snapshot
+from ttasks.state.task import TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
 OnInterruptedName = Literal["rerun", "fail", "ask"]
-
-
-class History(Protocol):
-    """Where a loaded handle reads what its row does not hold."""
-
-    def printed(self, task_id: str, attempt: int) -> dict[str, str]:
-        """Return what an attempt printed."""
-
-    def returned(self, task_id: str, attempt: int) -> str | None:
-        """Return the text that an attempt's handler returned."""
-
-    def whole_task(self, task_id: str, version: int) -> TaskState | None:
-        """Return the task as of a version of its stream, with its errors whole."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +35,7 @@ class Proposal:
     pending: tuple[TaskFact, ...] = ()
 
 
-def _check_str(value: object, name: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
-
-
-def _check_timeout(value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"timeout must be a number or None, got {type(value).__name__}")
-    if not 0 < value <= FLOAT_MAX:
-        raise ValueError(f"timeout must be greater than 0, got {value!r}")
-
-
-def _check_error(value: object) -> None:
-    if value is not None:
-        _check_str(value, "error")
-
-
-def _check_env(env: object) -> dict[str, str] | None:
-    if env is None:
-        return None
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a mapping of str to str, got {type(env).__name__}")
-    for name, value in env.items():
-        _check_str(name, "an env name")
-        _check_str(value, f"env[{name!r}]")
-        if name == "" or "=" in name or "\0" in name or "\0" in value:
-            raise ValueError(f"env[{name!r}] can't be set: no name may be empty or hold '=', nothing may hold NUL")
-    return dict(env) or None
-
-
-class Task:
+class Task(TaskView):
     """A unit of work.
 
     Args:
@@ -103,10 +59,7 @@ class Task:
     It is safe to use from several threads. Once SUCCEEDED it is immutable: writing raises AttributeError.
     """
 
-    __slots__ = (
-        "__weakref__", "_given", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_recording", "_result", "_seen", "_view",
-    )  # fmt: skip
+    __slots__ = ()
 
     def __init__(
         self,
@@ -123,21 +76,21 @@ class Task:
         on_interrupted: OnInterruptedName = "rerun",
         name: str | None = None,
     ) -> None:
-        _check_str(title, "title")
-        _check_str(payload, "payload")
+        check_str(title, "title")
+        check_str(payload, "payload")
         if not isinstance(type, TaskType):
             raise TypeError(f"type must be a TaskType, got {type!r}")
-        _check_str(description, "description")
-        _check_error(error)
-        _check_timeout(timeout)
+        check_str(description, "description")
+        check_error(error)
+        check_timeout(timeout)
         if created_at is not None and not isinstance(created_at, datetime):
             raise TypeError(f"created_at must be a datetime, got {created_at!r}")
         if cwd is not None:
-            _check_str(cwd, "cwd")
+            check_str(cwd, "cwd")
         if name is not None:
-            _check_str(name, "name")
-        _check_str(on_interrupted, "on_interrupted")
-        extra = _check_env(env)
+            check_str(name, "name")
+        check_str(on_interrupted, "on_interrupted")
+        extra = check_env(env)
         self._begin(
             TaskState(
                 id=clock.new_id(),
@@ -282,64 +235,6 @@ class Task:
         task._given = Given(None, tuple(state.env_digests or ()))
         return task
 
-    # --- what it shows -----------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """A uuid, fixed at birth."""
-        return self._view.id
-
-    @property
-    def name(self) -> str:
-        """What it is called in its workflow."""
-        return self._view.name
-
-    @property
-    def type(self) -> TaskType:
-        """Which handler runs it."""
-        return self._view.type
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was made: aware UTC."""
-        return self._view.created_at
-
-    @property
-    def cwd(self) -> str | None:
-        """The folder it runs in; None for that of whoever runs it."""
-        return self._view.cwd
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
-        view = self._view
-        return {**(view.env_digests or {}), **(view.env or {}), **(self._given.env or {})}
-
-    @property
-    def on_interrupted(self) -> str:
-        """What becomes of it when its runner dies: ``"rerun"``, ``"fail"`` or ``"ask"``."""
-        return self._view.on_interrupted.value
-
-    @property
-    def derived_from(self) -> str | None:
-        """The id of the task that this one repeats, in a graph that `TaskGraph.retry` made."""
-        return self._view.derived_from
-
-    @property
-    def status(self) -> TaskStatus:
-        """Where it stands."""
-        return self._view.status
-
-    @property
-    def blocked_by(self) -> str | None:
-        """The id of the direct dependency that blocked it."""
-        return self._view.blocked_by
-
-    @property
-    def attempts(self) -> int:
-        """How many attempts were started."""
-        return self._view.attempts
-
     @property
     def title(self) -> str:
         """What people call it."""
@@ -347,7 +242,7 @@ class Task:
 
     @title.setter
     def title(self, value: str) -> None:
-        _check_str(value, "title")
+        check_str(value, "title")
         self._revise("title", value)
 
     @property
@@ -357,7 +252,7 @@ class Task:
 
     @payload.setter
     def payload(self, value: str) -> None:
-        _check_str(value, "payload")
+        check_str(value, "payload")
         self._revise("payload", value)
 
     @property
@@ -367,7 +262,7 @@ class Task:
 
     @description.setter
     def description(self, value: str) -> None:
-        _check_str(value, "description")
+        check_str(value, "description")
         self._revise("description", value)
 
     @property
@@ -377,7 +272,7 @@ class Task:
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        _check_timeout(value)
+        check_timeout(value)
         self._revise("timeout", value)
 
     @property
@@ -391,108 +286,8 @@ class Task:
 
     @error.setter
     def error(self, value: str | None) -> None:
-        _check_error(value)
+        check_error(value)
         self._revise("error", value)
-
-    @property
-    def result(self) -> TaskResult | None:
-        """How its latest attempt ended; None before that, while it runs, and after a status set by hand."""
-        with self._lock:
-            ending = self._view.result
-            if ending is None:
-                return None
-            if self._result is None:
-                self._result = self._loaded_result()
-            return self._result
-
-    def _whole_error(self) -> str | None:
-        history, version = self._history, self._recorded.version
-        state = history.whole_task(self.id, version) if history is not None else None
-        if state is None:
-            return self._view.error
-        if state.error_length is None or state.result is None or state.result.attempt is None or not self._history:
-            return state.error
-        return self._history.printed(self.id, state.result.attempt)["stderr"]
-
-    def _loaded_result(self) -> TaskResult:
-        ending, history, version = self._view.result, self._history, self._recorded.version
-        assert ending is not None
-        attempt = ending.attempt
-        readers: dict[str, Callable[[], str | None]] = {}
-        fields: dict[str, Any] = {}
-        if attempt is None or history is None:
-            fields["output"] = ""
-        else:
-            printed = history.printed
-            readers["output"] = lambda: history.returned(self.id, attempt) or printed(self.id, attempt)["stdout"]
-        if ending.error_length is None or history is None or attempt is None:
-            fields["error"] = ending.error
-        else:
-            readers["error"] = lambda: self._whole_result_error(history, attempt, version)
-        return loaded_result(
-            readers,
-            task_id=self.id,
-            status=ending.status,
-            started_at=ending.started_at,
-            finished_at=ending.finished_at,
-            duration=ending.duration,
-            returncode=ending.returncode,
-            termination_reason=ending.reason,
-            **fields,
-        )
-
-    def _whole_result_error(self, history: History, attempt: int, version: int) -> str | None:
-        state = history.whole_task(self.id, version)
-        if state is None or state.result is None or state.result.error_length is None:
-            return state.result.error if state is not None and state.result is not None else None
-        return history.printed(self.id, attempt)["stderr"]
-
-    # --- predicates --------------------------------------------------------------------------------------------------
-
-    @property
-    def is_pending(self) -> bool:
-        """True while it was neither started nor blocked nor cancelled."""
-        return self.status is TaskStatus.PENDING
-
-    @property
-    def is_running(self) -> bool:
-        """True while an attempt runs."""
-        return self.status is TaskStatus.RUNNING
-
-    @property
-    def is_succeeded(self) -> bool:
-        """True once it succeeded."""
-        return self.status is TaskStatus.SUCCEEDED
-
-    @property
-    def is_failed(self) -> bool:
-        """True when its latest attempt failed."""
-        return self.status is TaskStatus.FAILED
-
-    @property
-    def is_cancelled(self) -> bool:
-        """True once it was cancelled."""
-        return self.status is TaskStatus.CANCELLED
-
-    @property
-    def is_blocked(self) -> bool:
-        """True when a dependency kept it from running."""
-        return self.status is TaskStatus.BLOCKED
-
-    @property
-    def is_interrupted(self) -> bool:
-        """True when its runner died: what became of the work is unknown."""
-        return self.status is TaskStatus.INTERRUPTED
-
-    @property
-    def is_terminal(self) -> bool:
-        """True unless it is PENDING or RUNNING."""
-        return not self.status.is_active
-
-    @property
-    def is_done(self) -> bool:
-        """True once it succeeded."""
-        return self.is_succeeded
 
     # --- what changes it ---------------------------------------------------------------------------------------------
 
@@ -516,7 +311,7 @@ class Task:
         """
         if not isinstance(status, TaskStatus):
             raise TypeError(f"status must be a TaskStatus, got {status!r}")
-        _check_error(error)
+        check_error(error)
         with self._lock:
             self._propose(decide.transition(self._view, status, error, clock.whoami()))
         self._tell_owner()
@@ -558,8 +353,8 @@ class Task:
         """
         texts = {field: value for field, value in (("payload", payload), ("cwd", cwd)) if value is not None}
         for field, value in texts.items():
-            _check_str(value, field)
-        given = _check_env(env) or {}
+            check_str(value, field)
+        given = check_env(env) or {}
         with self._lock:
             decide.check_may_change(self._view, "what is withheld")
             missing = self._given.missing(self._view)
@@ -670,14 +465,14 @@ class Task:
                     self._view = apply(self._view, fact, task_id=state.id, version=state.version)
                 except TransitionError:  # it came while the end was being recorded, and can't follow that any more
                     self._pending.remove(fact)
-            if not _is_same_ending(before, self._view.result):
+            if not is_same_ending(before, self._view.result):
                 self._result = None
 
     def _ended(self, result: TaskResult) -> None:
         """Take the very result that `execute` returns: unlike what is recorded, it has just what was raised."""
         with self._lock:
             ending = self._view.result
-            if not _is_same_ending(ending, result):
+            if not is_same_ending(ending, result):
                 return  # somebody cancelled it meanwhile
             self._result = result
             if ending is not None and self._view.error is not None and self._view.error == ending.error:
@@ -707,14 +502,6 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task(id={self.id!r}, title={self.title!r}, status={self.status})"
-
-
-def _is_same_ending(one: ResultState | TaskResult | None, other: ResultState | TaskResult | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if isinstance(one, ResultState) and isinstance(other, ResultState) and one.attempt != other.attempt:
-        return False
-    return (one.status, one.finished_at) == (other.status, other.finished_at)
 
 
 def _created(state: TaskState) -> TaskCreated:

@@ -1,0 +1,345 @@
+"""Carrying out attempts: starting, retrying, settling and ending them, and telling who listens."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from ttasks import clock
+from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError, words
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import (
+    AttemptEnd,
+    TaskCancelled,
+    TaskFact,
+    TaskFailed,
+    TaskRetryScheduled,
+)
+from ttasks.events.status import TaskStatus, TaskType, TerminationReason
+from ttasks.log.redaction import redacted
+from ttasks.log.transaction import CancelUnheardError, Owned
+from ttasks.model.event import TaskEvent, TaskEventType
+from ttasks.model.graph import TaskGraph
+from ttasks.model.retry import RetryPolicy
+from ttasks.model.task import Task
+from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
+from ttasks.runtime.bus import EventBus
+from ttasks.runtime.journal import journal_of
+from ttasks.state import decide
+from ttasks.stores.recording import Entry
+
+_ENDED: Final = {
+    TaskStatus.SUCCEEDED: TaskEventType.SUCCEEDED,
+    TaskStatus.FAILED: TaskEventType.FAILED,
+    TaskStatus.CANCELLED: TaskEventType.CANCELLED,
+    TaskStatus.INTERRUPTED: TaskEventType.INTERRUPTED,
+}
+
+
+class Executions:
+    """What `TaskExecutor` does of a task once it is to run: each step is recorded first, and then told."""
+
+    def __init__(self, store: Any, output_bytes_max: int | None) -> None:
+        self._output_bytes_max = output_bytes_max
+        self._journal = journal_of(store)
+        self._handlers: dict[TaskType, Handler] = {}
+        self._events = EventBus()
+        self._lock = threading.Lock()
+        self._live: dict[str, Attempt] = {}
+        self._persistence_errors: list[tuple[str, Exception]] = []
+        self._graph_persistence_errors: list[tuple[str, Exception]] = []
+
+    def _attempt(
+        self,
+        task: Task,
+        upstream: Mapping[str, Task],
+        policy: RetryPolicy | None,
+        run: RunRef | None = None,
+    ) -> Attempt:
+        """Return an attempt at `task` that has not started.
+
+        A task without a handler becomes FAILED instead, and the ValueError for that is raised.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise TypeError(f"retry_policy must be a RetryPolicy, got {policy!r}")
+        decide.check_may_start(task._view)
+        task._check_whole()
+        handler = self._handlers.get(task.type, _no_handler)
+        attempt = Attempt(
+            task,
+            upstream,
+            handler,
+            journal=self._journal,
+            bus=self._events,
+            policy=policy or ONCE,
+            output_bytes_max=self._output_bytes_max,
+            run=run,
+        )
+        if handler is _no_handler:
+            self._fail_unhandled(attempt)
+        return attempt
+
+    def _fail_unhandled(self, attempt: Attempt) -> None:
+        task, before = attempt.task, attempt.task.status
+        error = ValueError(f"No handler registered for task type '{task.type}'")
+        now = clock.now()
+        failed = TaskFailed(
+            attempt=attempt.number,
+            started_at=attempt.started_at,
+            finished_at=now,
+            duration=0.0,
+            error=str(error),
+            exception="builtins.ValueError",
+            reason=TerminationReason.HANDLER.value,
+        )
+        (events,) = self._journal.record([Entry(task, [attempt.start_fact(), failed])])
+        self._publish(task, TaskEventType.FAILED, before, failed, _last(events))
+        raise error
+
+    def _start(self, attempt: Attempt, cause: int | None = None) -> None:
+        """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
+        owned = Owned(attempt.number - 1) if attempt.retry else None
+        attempt.execution.latest = attempt
+        try:
+            (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
+        except TransitionError as refusal:
+            decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
+            raise refusal
+        self._started(attempt, _last(events))
+
+    def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
+        task = attempt.task
+        attempt.started(event.position if event is not None else None)
+        self._live[task.id] = attempt
+        task._on_cancel = attempt.ask_cancel
+        log = self._journal.log
+        if log is not None:
+            log.watch(f"task-{task.id}", attempt.ask_cancel)
+        if task._view.cancel_requested_by is not None:
+            attempt.ask_cancel()
+        self._publish(task, TaskEventType.STARTED, attempt.status_before, None, event)
+
+    def _finish(self, attempt: Attempt) -> Attempt:
+        """Run the attempt and those that retry it; return the last one, whose end is not recorded yet."""
+        attempt.perform()
+        while (delay_s := self._retry_delay_s(attempt)) is not None:
+            scheduled = TaskRetryScheduled(attempt.number, attempt.retry + 1, delay_s, clock.later(delay_s))
+            self._settle(attempt, scheduled)
+            if not isinstance(attempt.fact, TaskFailed):
+                break
+            if not attempt.wait_for_retry(delay_s):
+                if attempt.is_cancelled:
+                    attempt.end_waiting()
+                else:  # stopped: a retry that nobody waits for any more stays FAILED
+                    self._let_go(attempt)
+                break
+            following = attempt.next()
+            try:
+                self._start(following)
+            except CancelUnheardError:
+                attempt.end_waiting()
+                break
+            except BaseException as error:
+                self._let_go(attempt)
+                if isinstance(error, LedgerUnwritableError):
+                    error.result = attempt.result
+                raise
+            attempt = following
+            attempt.perform()
+        return attempt
+
+    def _retry_delay_s(self, attempt: Attempt) -> float | None:
+        """Return how long to wait before the attempt is tried again; None: it isn't."""
+        policy, error = attempt.policy, attempt.error
+        if not isinstance(attempt.fact, TaskFailed) or attempt.retry + 1 >= policy.max_attempts:
+            return None
+        if not isinstance(error, Exception):
+            return None
+        try:
+            if not policy.allows(error):
+                return None
+        except Exception as broken:  # noqa: BLE001 - the attempt failed all the same; whoever executes hears of both
+            attempt.raise_instead(broken)
+            return None
+        return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries
+
+    def _end_interrupted(self, attempt: Attempt, interruption: BaseException) -> None:
+        """Record how an execution ends that Ctrl-C cut short somewhere in this class, or in a subscriber."""
+        while True:
+            try:
+                latest = attempt.execution.latest
+                if latest is None:
+                    return  # it had not begun
+                events = self._journal.catch_up(latest.task)
+                state = latest.task._view
+                has_begun = latest.has_started or self._journal.is_recorded(latest.task, latest.started_at)
+                if state.running_attempt == latest.number and has_begun:
+                    latest.ending = latest.ending or latest.cancelled(interruption)
+                elif latest.has_started and state.is_owned:
+                    latest.end_waiting(interruption)
+                else:
+                    if latest.has_started and not latest.is_settled and latest.ending is not None:
+                        self._ended(latest, TaskStatus.RUNNING, events, is_waiting=False)
+                    return
+                self._settle(latest)
+            except Exception:
+                raise
+            except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: what was begun is ended all the same
+                continue
+            return
+
+    def _settle(self, attempt: Attempt, *more: TaskFact, follow: Attempt | None = None) -> bool:
+        """Record how the attempt ended, and tell subscribers; return whether `follow` started in the same commit.
+
+        Args:
+            attempt: it has an ending; one that was settled before is left alone.
+            more: facts that follow the end.
+            follow: an attempt at another task, to be started with it. Where that one's start is refused, the end is
+                recorded alone.
+
+        Raises:
+            LedgerUnwritableError: the ledger is lost. The handle shows the end, as pending; `result` has the result.
+        """
+        if attempt.is_settled:
+            return False
+        facts = attempt.unwritten()
+        before = attempt.task.status
+        has_started_follow = follow is not None
+        try:
+            try:
+                events = self._record_end(attempt, facts, more, follow)
+            except LedgerUnwritableError:
+                raise
+            except (StreamConflictError, TransitionError) as refusal:
+                if isinstance(refusal, CancelUnheardError):
+                    attempt.cancel_ending()
+                elif follow is None:  # somebody else has recorded how it ended
+                    self._journal.catch_up(attempt.task)
+                    self._let_go(attempt)
+                    raise
+                has_started_follow = False
+                events = self._record_end(attempt, facts, (), None)
+        except LedgerUnwritableError as lost:
+            self._lose(attempt, facts, before, lost)
+            raise
+        attempt.settled()
+        self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
+        if follow is not None and has_started_follow:
+            self._started(follow, _last(events[1]))
+        return has_started_follow
+
+    def _record_end(
+        self, attempt: Attempt, facts: Sequence[TaskFact], more: Sequence[TaskFact], follow: Attempt | None
+    ) -> list[list[RecordedEvent]]:
+        owned = Owned(attempt.number, knows_cancel=attempt.is_cancelled)
+        end = Entry(attempt.task, [*facts, attempt.fact, *more], owned, attempt.position)
+        entries = [end]
+        if follow is None:
+            return self._journal.record(entries)
+        return self._journal.record([*entries, Entry(follow.task, [follow.start_fact()], cause=end)])
+
+    def _ended(
+        self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent], *, is_waiting: bool
+    ) -> None:
+        if is_waiting:  # for its retry: whoever cancels it must still reach this attempt
+            attempt.task._ended(attempt.result)
+        else:
+            self._let_go(attempt)
+        record = next((event for event in events if isinstance(event.fact, AttemptEnd)), None)
+        kind = _ENDED[attempt.result.status]
+        self._publish(attempt.task, kind, before, attempt.fact, record)
+
+    def _lose(
+        self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
+    ) -> None:
+        """The work ended as it ended, but the ledger can't be told: the handle shows it, and keeps it as pending."""
+        attempt.settled()
+        attempt.task._advance([*facts, attempt.fact])
+        self._let_go(attempt)
+        lost.result = attempt.result
+        self._publish(attempt.task, TaskEventType.PERSISTENCE_FAILED, before, None, None, error=str(lost))
+
+    def _let_go(self, attempt: Attempt) -> None:
+        task = attempt.task
+        task._ended(attempt.result)
+        if self._live.get(task.id) is not attempt:
+            return
+        task._on_cancel = None
+        del self._live[task.id]
+        log = self._journal.log
+        if log is not None:
+            log.unwatch(f"task-{task.id}")
+
+    def _publish(
+        self,
+        task: Task,
+        kind: TaskEventType,
+        before: TaskStatus,
+        fact: AttemptEnd | None,
+        record: RecordedEvent | None,
+        error: str | None = None,
+    ) -> None:
+        if fact is not None and not isinstance(fact, TaskFailed | TaskCancelled):
+            text = None
+        elif fact is not None and task.result is not None:
+            text = task.result.error
+        else:
+            text = error if error is None else redacted(error, self._journal.redaction(task))
+        if self._events.has_subscribers:
+            at = record.recorded_at if record is not None else clock.now()
+            self._events.emit(TaskEvent(kind, task.id, task, at, before, task.status, error=text, record=record))
+        if kind is not TaskEventType.PERSISTENCE_FAILED:
+            self._keep(task)
+
+    def _keep(self, task: Task) -> None:
+        failure = self._journal.keep(task)
+        if failure is not None:
+            with self._lock:
+                self._persistence_errors.append((task.id, failure))
+            status = task.status
+            self._publish(task, TaskEventType.PERSISTENCE_FAILED, status, None, None, error=words(failure))
+
+    def _keep_graph(self, graph: TaskGraph) -> None:
+        failure = self._journal.keep_graph(graph)
+        if failure is not None:
+            with self._lock:
+                self._graph_persistence_errors.append((graph.id, failure))
+
+    # --- cancelling and blocking -------------------------------------------------------------------------------------
+
+    def _cancel_live(self, task: Task) -> bool:
+        attempt = self._live.get(task.id)
+        if attempt is None or not attempt.task._request_cancel():
+            return False
+        attempt.ask_cancel()
+        return True
+
+    def _cancel_unstarted(self, task: Task, before: TaskStatus) -> None:
+        now = clock.now()
+        text = f"Task '{task.id}' was cancelled"
+        reason = TerminationReason.CANCELLED.value
+        # No attempt, so that the task's own error stays; but a result.
+        fact = TaskCancelled(
+            started_at=now, finished_at=now, duration=0.0, error=text, reason=reason, by=clock.whoami()
+        )
+        (events,) = self._journal.record([Entry(task, [fact])])
+        self._publish(task, TaskEventType.CANCELLED, before, fact, _last(events))
+
+    def _block(self, blocked: Sequence[tuple[Task, str]], cause: int | None = None) -> None:
+        entries = [Entry(task, decide.block(task._view, parent), cause=cause) for task, parent in blocked]
+        before = [task.status for task, _ in blocked]
+        recorded = self._journal.record(entries) if entries else []
+        for (task, _), status, events in zip(blocked, before, recorded, strict=True):
+            self._publish(task, TaskEventType.BLOCKED, status, None, _last(events))
+
+
+def _no_handler(_: object) -> None:
+    """Stand in the log for the handler that a task has not got."""
+
+
+def _last(events: Sequence[RecordedEvent]) -> RecordedEvent | None:
+    return events[-1] if events else None
