@@ -109,10 +109,9 @@ class GraphRun:
                 if interruptions:
                     self._pass_on(interruptions)
                 clock.wait(self._over)
-            except RuntimeError:  # the system has no thread to give: nothing was begun
-                raise
             except BaseException as interruption:
-                if len(interruptions) == INTERRUPTIONS_MAX:
+                has_no_thread = isinstance(interruption, RuntimeError) and not self._is_led  # and nothing was begun
+                if has_no_thread or len(interruptions) == INTERRUPTIONS_MAX:
                     raise
                 interruptions.append(interruption)
         if self._failure is not None:
