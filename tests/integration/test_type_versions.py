@@ -136,7 +136,7 @@ def test_old_and_new_events_are_in_one_chain_that_verifies(path: Path, newer: py
 
 def test_an_old_event_folds_to_the_state_that_it_had(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Readers.open(path)) as readers:
-        before = readers.whole_task("a")
+        before = readers.whole_task("a", 3)
     rows = contents(path)
     assert before is not None and before.cancel_requested_by == "ann@laptop"
 
@@ -144,7 +144,7 @@ def test_an_old_event_folds_to_the_state_that_it_had(path: Path, monkeypatch: py
         upgrade_ttasks(patch)
         with closing(EventLog.open(path)) as log:
             rebuild(log)
-            assert log.readers.whole_task("a") == before
+            assert log.readers.whole_task("a", 3) == before
 
     assert contents(path) == rows
 
