@@ -289,7 +289,8 @@ def test_who_listens_for_cancels_keeps_no_connection_that_is_read_without_locks(
 
     monkeypatch.setattr(files, "open_reader", opening)
     waiting = Task.bash("true")
-    listener = Listener(path, {f"task-{waiting.id}": heard.set})
+    readers = Readers.open(path)
+    listener = Listener(readers, {f"task-{waiting.id}": heard.set})
     try:
         assert looked.wait(30)
         with SQLiteStore(path) as store:
@@ -300,6 +301,7 @@ def test_who_listens_for_cancels_keeps_no_connection_that_is_read_without_locks(
             assert heard.wait(30)
     finally:
         listener.stop()
+        readers.close()
 
 
 def test_a_fingerprint_tells_who_has_a_ledger_open(path: Path) -> None:

@@ -97,7 +97,7 @@ class Executions:
             reason=TerminationReason.HANDLER.value,
         )
         (events,) = self._journal.record([Entry(task, [attempt.start_fact(), failed])])
-        self._publish(task, TaskEventType.FAILED, before, failed, _last(events))
+        self._publish(task, TaskEventType.FAILED, before, failed, last(events))
         raise error
 
     def _start(self, attempt: Attempt, cause: int | None = None) -> None:
@@ -109,7 +109,7 @@ class Executions:
         except TransitionError as refusal:
             decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
             raise refusal
-        self._started(attempt, _last(events))
+        self._started(attempt, last(events))
 
     def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
         task = attempt.task
@@ -229,7 +229,7 @@ class Executions:
         attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
         if follow is not None and has_started_follow:
-            self._started(follow, _last(events[1]))
+            self._started(follow, last(events[1]))
         return has_started_follow
 
     def _record_end(
@@ -318,7 +318,8 @@ class Executions:
         attempt.ask_cancel()
         return True
 
-    def _cancel_unstarted(self, task: Task, before: TaskStatus) -> None:
+    def _record_cancel(self, task: Task) -> tuple[TaskCancelled, Sequence[RecordedEvent]]:
+        """Record that a task is cancelled that nobody runs; return the fact, and the events."""
         now = clock.now()
         text = f"Task '{task.id}' was cancelled"
         reason = TerminationReason.CANCELLED.value
@@ -327,19 +328,19 @@ class Executions:
             started_at=now, finished_at=now, duration=0.0, error=text, reason=reason, by=clock.whoami()
         )
         (events,) = self._journal.record([Entry(task, [fact])])
-        self._publish(task, TaskEventType.CANCELLED, before, fact, _last(events))
+        return fact, events
 
     def _block(self, blocked: Sequence[tuple[Task, str]], cause: int | None = None) -> None:
         entries = [Entry(task, decide.block(task._view, parent), cause=cause) for task, parent in blocked]
         before = [task.status for task, _ in blocked]
         recorded = self._journal.record(entries) if entries else []
         for (task, _), status, events in zip(blocked, before, recorded, strict=True):
-            self._publish(task, TaskEventType.BLOCKED, status, None, _last(events))
+            self._publish(task, TaskEventType.BLOCKED, status, None, last(events))
 
 
 def _no_handler(_: object) -> None:
     """Stand in the log for the handler that a task has not got."""
 
 
-def _last(events: Sequence[RecordedEvent]) -> RecordedEvent | None:
+def last(events: Sequence[RecordedEvent]) -> RecordedEvent | None:
     return events[-1] if events else None

@@ -9,18 +9,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from ttasks import clock, errors
-from ttasks.errors import StreamConflictError, TransitionError
+from ttasks.errors import StreamConflictError
 from ttasks.events.status import TaskType
 from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
+from ttasks.model.event import TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
-from ttasks.runtime.executions import Executions
+from ttasks.runtime.executions import Executions, last
 from ttasks.state import decide
 from ttasks.stores.recording import Entry
 
@@ -168,20 +169,20 @@ class TaskExecutor(Executions):
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
-        while not self._cancel_live(task):
+        if self._cancel_live(task):
+            return
+        with task._recording:  # nobody starts or ends it meanwhile
             before = task.status
             if before.is_sink:
                 return
-            if task._request_cancel():  # it is owned by another handle, or another process: that one is asked
+            if task._request_cancel():  # it runs, by this handle or another, here or in another process
                 self._journal.record([Entry(task)])
+                live = self._live.get(task.id)
+                if live is not None and live.task is task:
+                    live.ask_cancel()
                 return
-            try:
-                self._cancel_unstarted(task, before)
-            except TransitionError:
-                if task.status is before:
-                    raise
-                continue  # it was started, or ended, just now
-            return
+            fact, events = self._record_cancel(task)
+        self._publish(task, TaskEventType.CANCELLED, before, fact, last(events))
 
     def mark_blocked(self, task: Task, parent_id: str) -> None:
         """Record that `task` can't run because `parent_id`, a direct dependency, is bad, and publish BLOCKED.

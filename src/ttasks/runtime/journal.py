@@ -120,6 +120,7 @@ class LooseJournal:
         with contextlib.ExitStack() as held:
             # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
             for task, _ in sorted(wanted, key=lambda item: item[0].id):
+                held.enter_context(task._recording)
                 held.enter_context(task._lock)
             for task, facts in wanted:
                 task._with(facts)
