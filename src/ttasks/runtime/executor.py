@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ttasks import clock, errors
 from ttasks.errors import StreamConflictError
@@ -23,6 +23,7 @@ from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.executions import Executions, last
 from ttasks.state import decide
+from ttasks.stores.protocol import Store
 from ttasks.stores.recording import Entry
 
 
@@ -43,7 +44,7 @@ class TaskExecutor(Executions):
     Leaving a ``with`` waits for what was submitted.
     """
 
-    def __init__(self, store: Any = None, *, max_output_bytes: int | None = None) -> None:
+    def __init__(self, store: Store | None = None, *, max_output_bytes: int | None = None) -> None:
         check_output_bytes(max_output_bytes)
         super().__init__(store, max_output_bytes)
         self._store = store
@@ -59,7 +60,7 @@ class TaskExecutor(Executions):
         self.register(TaskType.AGENT, make_copilot_agent_handler())
 
     @classmethod
-    def empty(cls, store: Any = None, *, max_output_bytes: int | None = None) -> Self:
+    def empty(cls, store: Store | None = None, *, max_output_bytes: int | None = None) -> Self:
         """Return an executor, of a subclass one of that, without handlers."""
         executor = cls(store) if max_output_bytes is None else cls(store, max_output_bytes=max_output_bytes)
         executor._handlers.clear()
@@ -68,7 +69,7 @@ class TaskExecutor(Executions):
     # --- what it has -------------------------------------------------------------------------------------------------
 
     @property
-    def store(self) -> Any:
+    def store(self) -> Store | None:
         """The store it was given, or None."""
         return self._store
 

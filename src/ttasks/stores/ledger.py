@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from ttasks import clock
 from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
@@ -29,7 +29,6 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.state.graph import GraphState
 from ttasks.state.task import TaskState
-from ttasks.stores.protocol import GraphCollection, TaskCollection
 from ttasks.stores.recording import Entry, record
 from ttasks.stores.views import EventView, RunView, utc
 
@@ -162,7 +161,7 @@ class LedgerStore:
         self.close()
 
 
-class LedgerTasks(TaskCollection):
+class LedgerTasks(MutableMapping[str, Task]):
     """A ledger's tasks by id: detached snapshots, in (created_at, id) order."""
 
     def __init__(self, store: LedgerStore) -> None:
@@ -210,11 +209,12 @@ class LedgerTasks(TaskCollection):
     def __len__(self) -> int:
         return self._store._readers.count("tasks")
 
-    def values(self) -> Any:
+    # Lists, here and in the other collections: a ValuesView would ask the ledger for each by itself.
+    def values(self) -> list[Task]:  # type: ignore[override]
         """Return every task, in (created_at, id) order, by one query."""
         return [self._store._load_task(state) for state in self._store._readers.tasks()]
 
-    def items(self) -> Any:
+    def items(self) -> list[tuple[str, Task]]:  # type: ignore[override]
         """Return each id with its task, in (created_at, id) order, by one query."""
         return [(task.id, task) for task in self.values()]
 
@@ -248,7 +248,7 @@ class LedgerTasks(TaskCollection):
             return
 
 
-class LedgerGraphs(GraphCollection):
+class LedgerGraphs(MutableMapping[str, TaskGraph]):
     """A ledger's graphs by id: detached snapshots with their tasks, in (created_at, id) order."""
 
     def __init__(self, store: LedgerStore) -> None:
@@ -305,12 +305,12 @@ class LedgerGraphs(GraphCollection):
     def __len__(self) -> int:
         return self._store._readers.count("graphs")
 
-    def values(self) -> Any:
+    def values(self) -> list[TaskGraph]:  # type: ignore[override]
         """Return every graph with its tasks, in (created_at, id) order."""
         found = map(self._load, self)
         return [graph for graph in found if graph is not None]  # one that is None was deleted a moment ago
 
-    def items(self) -> Any:
+    def items(self) -> list[tuple[str, TaskGraph]]:  # type: ignore[override]
         """Return each id with its graph, in (created_at, id) order."""
         return [(graph.id, graph) for graph in self.values()]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from ttasks.errors import LedgerError
 from ttasks.log.event_log import EventLog
@@ -110,7 +109,7 @@ class InMemoryTaskCollection(LedgerTasks):
     def __len__(self) -> int:
         return len(self._live)
 
-    def values(self) -> Any:
+    def values(self) -> list[Task]:  # type: ignore[override]
         """Return every task, in insertion order."""
         return list(self._live.values())
 
@@ -174,7 +173,7 @@ class InMemoryGraphCollection(LedgerGraphs):
     def __len__(self) -> int:
         return len(self._live)
 
-    def values(self) -> Any:
+    def values(self) -> list[TaskGraph]:  # type: ignore[override]
         """Return every graph, in insertion order."""
         return list(self._live.values())
 

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Iterator
+from typing import Protocol, TypeVar, runtime_checkable
 
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 
+Kept = TypeVar("Kept")
 
-class TaskCollection(MutableMapping[str, Task]):
+
+class KeptById(Protocol[Kept]):
+    """A mutable mapping by id, as far as a store needs one: any MutableMapping will do."""
+
+    def __getitem__(self, key: str, /) -> Kept: ...
+    def __setitem__(self, key: str, kept: Kept, /) -> None: ...
+    def __delitem__(self, key: str, /) -> None: ...
+    def __contains__(self, key: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+    def get(self, key: str, /) -> Kept | None: ...
+    def keys(self) -> Collection[str]: ...
+    def values(self) -> Collection[Kept]: ...
+    def items(self) -> Collection[tuple[str, Kept]]: ...
+
+
+class TaskCollection(KeptById[Task], Protocol):
     """Tasks by id."""
 
-    def save(self, task: Task) -> None:
+    def save(self, task: Task, /) -> None:
         """Record what is pending of `task`; nothing when nothing is."""
-        raise NotImplementedError
 
-    def cancel(self, task_id: str) -> None:
+    def cancel(self, task_id: str, /) -> None:
         """Cancel the task, or ask whoever runs it to."""
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError
 
 
-class GraphCollection(MutableMapping[str, TaskGraph]):
+class GraphCollection(KeptById[TaskGraph], Protocol):
     """Graphs by id."""
 
-    def save(self, graph: TaskGraph) -> None:
+    def save(self, graph: TaskGraph, /) -> None:
         """Record what is pending of `graph` and of its tasks, in one commit; nothing when nothing is."""
-        raise NotImplementedError
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Anything with a collection of tasks and one of graphs."""
+    """Anything with a collection of tasks and one of graphs: mutable mappings by id, that can `save`.
+
+    One of the library's own is a ledger. Any other has to have only these two.
+    """
 
     @property
     def tasks(self) -> TaskCollection:
