@@ -23,18 +23,19 @@ import pytest
 from freezegun import freeze_time
 
 from strategies import HOSTILE, created, ended, graph_created, member, run_started, started
-from ttasks.errors import LedgerError, LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.errors import DamagedLedgerError, LedgerError, LedgerUnwritableError, StreamConflictError, TransitionError
 from ttasks.events import facts as f
 from ttasks.events.codec import encode, iso
 from ttasks.events.facts import Fact
-from ttasks.log import event_log
+from ttasks.log import event_log, transaction
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
+from ttasks.log.files import lock_path
 from ttasks.log.lock import WriterLock
 from ttasks.log.projection import TaskFold
 from ttasks.log.reading import Readers
 from ttasks.log.transaction import Appended, Batch, Owned, Transaction
-from ttasks.log.verify import verify
+from ttasks.log.verify import rebuild, verify
 from ttasks.state.task import TaskState, snapshot
 from ttasks.version import __version__
 
@@ -928,6 +929,78 @@ def test_a_path_that_is_open_with_another_durability_is_refused(file_log: EventL
 
     with pytest.raises(LedgerError, match="is open already with durability='full'"):
         EventLog.open(file_log.path, durability="normal")
+
+
+def test_the_log_shows_which_ledger_it_is(log: EventLog) -> None:
+    assert repr(log) == f"EventLog({str(log.path or ':memory:')!r})"
+
+
+def test_a_path_that_is_open_is_opened_anew_once_its_file_was_deleted(path: Path) -> None:
+    with closing(EventLog.open(path)) as before:
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+        with closing(EventLog.open(path)) as after:
+            assert after is not before
+            assert after.ledger != before.ledger
+
+
+def test_rows_are_not_replaced_where_the_ledger_is_held_by_a_stranger(path: Path) -> None:
+    log = EventLog.open(path, busy_timeout=0.05)
+    with closing(log), closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+        log.append(new_task())
+        stranger.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnwritableError, match="can't be written: database is locked; nothing was written"):
+            rebuild(log)
+        stranger.execute("ROLLBACK")
+        check_sound(log)
+
+
+def test_rows_whose_refill_fails_stay_as_they_were(log: EventLog) -> None:
+    log.append(new_task())
+
+    def refill(connection: sqlite3.Connection) -> int:
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
+        raise RuntimeError("no rows today")
+
+    with pytest.raises(RuntimeError, match="no rows today"):
+        log.replace_rows(["tasks"], refill)
+    assert log.readers.ids("tasks") == ["t"]
+    log.append(new_task("u"))
+    check_sound(log)
+
+
+def test_streams_go_on_where_more_were_written_than_are_kept_in_memory(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "FOLDS_KEPT_MAX", 1)
+    log.append(new_task("t"))
+    log.append(new_task("u"))
+    log.append(Batch("task-t", [started()], 1))
+    assert [entry[:2] for entry in contents(log)] == [("task-t", 1), ("task-u", 1), ("task-t", 2)]
+    check_sound(log)
+
+
+def test_a_ledger_whose_first_event_is_another_is_not_opened(path: Path) -> None:
+    EventLog.open(path).close()
+    with closing(sqlite3.connect(path)) as stranger, stranger:
+        stranger.execute("DROP TRIGGER events_are_never_changed")
+        stranger.execute("UPDATE events SET type = 'TaskDeleted' WHERE position = 1")
+    with pytest.raises(DamagedLedgerError, match="event 1 "):
+        EventLog.open(path)
+    with pytest.raises(DamagedLedgerError, match="event 1 "):
+        Readers.open(path).ledger()
+
+
+def test_a_ledger_that_is_locked_when_it_is_opened_is_not_opened(path: Path) -> None:
+    EventLog.open(path).close()
+    other = WriterLock(lock_path(path))
+    assert other.acquire(WAIT_S)
+    try:
+        with pytest.raises(LedgerUnwritableError, match=r"was locked by another process for 0\.05 seconds"):
+            EventLog.open(path, busy_timeout=0.05)
+    finally:
+        other.release()
+        other.close()
 
 
 def test_a_ledger_that_a_stranger_holds_is_waited_for_no_longer_than_was_said(path: Path) -> None:

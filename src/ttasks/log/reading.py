@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -84,20 +85,20 @@ _ASKED: Final = {
 }
 
 
-class LogReader:
+class LogReader(ABC):
     """What can be asked of a log alone: each answer comes from its events."""
 
+    @abstractmethod
     def matching(self, wanted: EventFilter) -> Iterator[RecordedEvent]:
         """Yield the events that are wanted. They are read a page at a time: a slow consumer holds nothing open."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_matching(self, wanted: EventFilter) -> int:
         """Return how many events are wanted and there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head_position(self) -> int:
         """Return the position of the last event."""
-        raise NotImplementedError
 
     def position_at(self, moment: datetime) -> int | None:
         """Return the highest position that was recorded at `moment` or before; None: the log is younger."""
