@@ -935,6 +935,26 @@ def test_the_log_shows_which_ledger_it_is(log: EventLog) -> None:
     assert repr(log) == f"EventLog({str(log.path or ':memory:')!r})"
 
 
+def test_no_ledger_is_begun_beside_what_an_earlier_one_had_not_yet_written(path: Path) -> None:
+    log = EventLog.open(path)
+    log.append(new_task("old"))
+    wal = path.with_name("ledger.db-wal")
+    kept = path.rename(path.with_name("kept.db"))
+    before = wal.read_bytes()
+
+    with pytest.raises(
+        LedgerUnwritableError, match=r"ledger\.db-wal, with what was last recorded in one, is still there"
+    ):
+        EventLog.open(path)
+
+    assert not path.exists()
+    assert wal.read_bytes() == before
+    kept.rename(path)
+    log.append(new_task("new"))
+    assert [stream for stream, _, _ in contents(log)] == ["task-old", "task-new"]
+    log.close()
+
+
 def test_a_path_that_is_open_is_opened_anew_once_its_file_was_deleted(path: Path) -> None:
     with closing(EventLog.open(path)) as before:
         for file in path.parent.glob(f"{path.name}*"):

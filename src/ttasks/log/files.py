@@ -111,7 +111,17 @@ def create(path: Path) -> None:
     """Make an empty ledger, with mode 0600, and put it in place whole: a crash leaves none or all of it.
 
     The caller holds the writer lock and has seen that there is no file, or an empty one.
+
+    Raises:
+        LedgerUnwritableError: what an earlier ledger had not yet written into its file is still beside it.
     """
+    left = path.with_name(path.name + "-wal")
+    if left.exists() and left.stat().st_size > 0:
+        # SQLite would read it into the new file: what comes of that is neither the old ledger nor a new one.
+        raise LedgerUnwritableError(
+            f"there is no ledger at {path}, but {left.name}, with what was last recorded in one, is still there; "
+            f"nothing was written. Put the file back, or move {left.name} away to begin a new ledger"
+        )
     unfinished = path.with_name(path.name + "-new")
     for name in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
         name.unlink(missing_ok=True)
