@@ -1011,6 +1011,14 @@ def test_a_ledger_whose_first_event_is_another_is_not_opened(path: Path) -> None
         Readers.open(path).ledger()
 
 
+@pytest.mark.parametrize("kind", ["task", "graph", "runner"])
+def test_a_batch_without_facts_for_a_stream_that_does_not_exist_makes_none(log: EventLog, kind: str) -> None:
+    (appended,) = log.append(Batch(f"{kind}-nobody", [], 0))
+    assert (appended.records, appended.state) == ([], None)
+    assert contents(log) == []
+    check_sound(log)
+
+
 def test_a_ledger_that_is_locked_when_it_is_opened_is_not_opened(path: Path) -> None:
     EventLog.open(path).close()
     other = WriterLock(lock_path(path))

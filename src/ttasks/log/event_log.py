@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import LedgerError, LedgerUnwritableError, TtasksError
+from ttasks.errors import LedgerError, LedgerUnwritableError
 from ttasks.events.facts import GraphCancelRequested, LedgerCreated, TaskCancelRequested
 from ttasks.log import files
 from ttasks.log.listener import Listener
@@ -154,8 +154,6 @@ class EventLog:
                 self._connect()
         except (OSError, *files.SQLITE_ERRORS) as error:
             self._forget()
-            if isinstance(error, TtasksError):
-                raise
             raise self._unwritable(error) from error
         except BaseException:
             self._forget()
@@ -363,8 +361,6 @@ class EventLog:
                     wanted.insert(0, [runner_started(*started, self._digest_key, self.redaction)])
                 self._transaction.commit(wanted, clock.now, committed)
         except (OSError, sqlite3.Error) as error:
-            if isinstance(error, TtasksError):
-                raise
             raise self._unwritable(error) from error
         if not self._is_described:
             self._describe_runner()
