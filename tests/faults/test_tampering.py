@@ -193,7 +193,8 @@ def test_garbage_in_any_column_shows_at_its_event(ledger: Path, last: int, colum
     position = position_of("middle", last)
     with lawless(ledger) as connection:
         changed = connection.execute(
-            f"UPDATE events SET {column} = ?1 WHERE position = ?2 AND {column} IS NOT ?1", (GARBAGE[garbage], position)
+            f"UPDATE events SET {column} = :garbage WHERE position = :position AND {column} IS NOT :garbage",
+            {"garbage": GARBAGE[garbage], "position": position},
         )
 
     verdict = verify(ledger)
@@ -491,8 +492,8 @@ def test_data_that_is_not_its_types_shows_whatever_its_hash(ledger: Path, data: 
 def test_a_time_in_another_form_shows_whatever_its_hash(ledger: Path, column: str, time: str) -> None:
     with tampering(ledger) as connection:
         (position,) = connection.execute("SELECT min(position) FROM events WHERE type = 'TaskStarted'").fetchone()
-        value = "?1" if column == "recorded_at" else "json_set(data, '$.started_at', ?1)"
-        connection.execute(f"UPDATE events SET {column} = {value} WHERE position = ?2", (time, position))
+        value = "?" if column == "recorded_at" else "json_set(data, '$.started_at', ?)"
+        connection.execute(f"UPDATE events SET {column} = {value} WHERE position = ?", (time, position))
         rehash(connection)
 
     assert verify(ledger).first == ("form", position)

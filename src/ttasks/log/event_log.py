@@ -168,7 +168,11 @@ class EventLog:
                 files.create(self.path)
             connection = files.open_writer(self.path, durability=self.durability)
             if version is not None and version < SCHEMA_VERSION:
-                files.upgrade(connection)
+                try:
+                    files.upgrade(connection)
+                except BaseException:
+                    connection.close()
+                    raise
             status = self.path.stat()
             self._identity = (status.st_dev, status.st_ino)
         else:

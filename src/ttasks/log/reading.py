@@ -289,6 +289,10 @@ class Readers(LogReader):
         for connection, _ in idle:
             connection.close()
 
+    def __del__(self) -> None:
+        for connection, _ in self._idle:
+            connection.close()
+
     def _after_fork(self) -> None:
         """In a forked child: give up the parent's connections, but for those that were in use (see `files`)."""
         self._mutex = threading.Lock()
@@ -433,9 +437,9 @@ class Readers(LogReader):
         self, graph_id: str | None = None, *, newest_first: bool = False, limit: int | None = None
     ) -> list[RunState]:
         """Return the runs of a graph, or all, oldest first unless told otherwise, at most `limit`."""
-        where, order = ("graph_id = ?1", "run") if graph_id is not None else ("?1 IS NULL", "position")
+        where, order = ("graph_id = ?", "run") if graph_id is not None else ("? IS NULL", "position")
         order += " DESC" if newest_first else ""
-        query = select("runs", f"WHERE {where} ORDER BY {order} LIMIT ?2")
+        query = select("runs", f"WHERE {where} ORDER BY {order} LIMIT ?")
         found = self._all(query, (graph_id, limit if limit is not None else -1))
         return [self._read(rows.run_state, row) for row in found]
 
