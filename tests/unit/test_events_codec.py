@@ -59,7 +59,7 @@ def test_what_is_stored_is_utf_8_without_nul_and_json_to_sqlite(fact: Fact, data
 
     assert "\0" not in stored
     assert stored.encode("utf-8").decode("utf-8") == stored
-    assert database.execute("SELECT ?1, json_valid(?1)", (stored,)).fetchone() == (stored, 1)
+    assert database.execute("SELECT ?, json_valid(?)", (stored, stored)).fetchone() == (stored, 1)
 
 
 @settings(max_examples=100)

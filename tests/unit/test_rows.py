@@ -176,7 +176,7 @@ def test_a_text_comes_back_from_the_form_that_sqlite_holds(value: str) -> None:
 def test_sqlite_holds_a_stored_text_whole(value: str, database: sqlite3.Connection) -> None:
     stored = rows.text(value)
 
-    assert database.execute("SELECT ?1, length(?1)", (stored,)).fetchone() == (stored, len(stored))
+    assert database.execute("SELECT ?, length(?)", (stored, stored)).fetchone() == (stored, len(stored))
 
 
 @pytest.mark.parametrize("value", ["", "plain", "grüße", "😀", "line\nbreak", '"quoted"'])
