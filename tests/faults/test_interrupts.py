@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ def _outside_git(outside_git: Path) -> None:
 
 
 @pytest.fixture(params=["no store", "live"])
-def executor(request: pytest.FixtureRequest) -> TaskExecutor:
-    made = TaskExecutor.empty(InMemoryStore() if request.param == "live" else None)
-    made.register(TaskType.BASH, lambda context: "done")
-    return made
+def executor(request: pytest.FixtureRequest) -> Iterator[TaskExecutor]:
+    with InMemoryStore() as store:
+        made = TaskExecutor.empty(store if request.param == "live" else None)
+        made.register(TaskType.BASH, lambda context: "done")
+        yield made
 
 
 def press_at(executor: TaskExecutor, kind: str) -> list[str]:

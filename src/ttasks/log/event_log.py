@@ -209,6 +209,11 @@ class EventLog:
                     self._connection.close()
             self._forget()
 
+    def __del__(self) -> None:
+        # A ledger in memory may be dropped without a word; newer Pythons warn of connections that are.
+        if self.path is None and getattr(self, "_connection", None) is not None:
+            self._connection.close()
+
     def _forget(self) -> None:
         if self._connection is not None:
             self._connection.close()
