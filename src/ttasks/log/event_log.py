@@ -211,8 +211,9 @@ class EventLog:
 
     def __del__(self) -> None:
         # A ledger in memory may be dropped without a word; newer Pythons warn of connections that are.
-        if self.path is None and getattr(self, "_connection", None) is not None:
-            self._connection.close()
+        connection: sqlite3.Connection | None = getattr(self, "_connection", None)
+        if self.path is None and connection is not None:
+            connection.close()
 
     def _forget(self) -> None:
         if self._connection is not None:
