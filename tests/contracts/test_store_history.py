@@ -191,6 +191,8 @@ def test_a_limit_counts_from_where_the_view_begins(store: AnyStore) -> None:
     assert positions(store.events(newest_first=True, limit=2)) == [5, 4]
     assert positions(store.events(limit=0)) == []
     assert positions(store.events(limit=100)) == [1, 2, 3, 4, 5]
+    assert positions(store.events(limit=10**30)) == [1, 2, 3, 4, 5]
+    assert len(store.events(limit=10**30)) == 5
 
 
 def test_a_view_may_begin_with_the_latest(store: AnyStore) -> None:
@@ -576,6 +578,7 @@ def test_the_runs_of_a_graph(store: AnyStore, by_id: bool) -> None:
     assert list(store.runs(graph="no-such-id")) == []
     assert len(store.runs(graph=first)) == 2
     assert len(store.runs(graph=first, limit=1)) == 1
+    assert len(store.runs(limit=10**30)) == 3
 
 
 def test_a_run_says_how_it_went_and_who_ran_it(store: AnyStore) -> None:

@@ -38,7 +38,8 @@ class EventFilter:
         where, parameters = self._where()
         if self.limit is None:
             return f"SELECT count(*) FROM events WHERE {where}", parameters  # noqa: S608
-        return f"SELECT count(*) FROM (SELECT 1 FROM events WHERE {where} LIMIT ?)", [*parameters, self.limit]  # noqa: S608
+        query = f"SELECT count(*) FROM (SELECT 1 FROM events WHERE {where} LIMIT ?)"  # noqa: S608
+        return query, [*parameters, min(self.limit, POSITION_MAX)]
 
     def page(self, size: int, last: tuple[Any, ...] | None) -> tuple[str, list[Any]]:
         """Return the query for the next `size` rows, `last` being the last one of the page before, and its parameters.

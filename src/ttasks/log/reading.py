@@ -23,7 +23,7 @@ from ttasks.events.status import TaskStatus
 from ttasks.log import files
 from ttasks.log.files import Fingerprint
 from ttasks.log.projection import load_graph, select
-from ttasks.log.query import EventFilter
+from ttasks.log.query import POSITION_MAX, EventFilter
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.runner import RunnerState
@@ -440,7 +440,8 @@ class Readers(LogReader):
         where, order = ("graph_id = ?", "run") if graph_id is not None else ("? IS NULL", "position")
         order += " DESC" if newest_first else ""
         query = select("runs", f"WHERE {where} ORDER BY {order} LIMIT ?")
-        found = self._all(query, (graph_id, limit if limit is not None else -1))
+        most = POSITION_MAX if limit is None else min(limit, POSITION_MAX)
+        found = self._all(query, (graph_id, most))
         return [self._read(rows.run_state, row) for row in found]
 
     def runner(self, position: int) -> RunnerState | None:
