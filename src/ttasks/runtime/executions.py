@@ -208,29 +208,28 @@ class Executions:
             return False
         facts = attempt.unwritten()
         before = attempt.task.status
-        has_started_follow = follow is not None
-        try:
+        events: list[list[RecordedEvent]] = []
+        while not events:
             try:
                 events = self._record_end(attempt, facts, more, follow)
-            except LedgerUnwritableError:
+            except LedgerUnwritableError as lost:
+                self._lose(attempt, facts, before, lost)
                 raise
             except (StreamConflictError, TransitionError) as refusal:
-                if isinstance(refusal, CancelUnheardError):
+                if isinstance(refusal, CancelUnheardError):  # it is known from now on
                     attempt.cancel_ending()
+                    more = ()
                 elif follow is None:  # somebody else has recorded how it ended
                     self._journal.catch_up(attempt.task)
                     self._let_go(attempt)
                     raise
-                has_started_follow = False
-                events = self._record_end(attempt, facts, (), None)
-        except LedgerUnwritableError as lost:
-            self._lose(attempt, facts, before, lost)
-            raise
+                follow = None
         attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
-        if follow is not None and has_started_follow:
-            self._started(follow, last(events[1]))
-        return has_started_follow
+        if follow is None:
+            return False
+        self._started(follow, last(events[1]))
+        return True
 
     def _record_end(
         self, attempt: Attempt, facts: Sequence[TaskFact], more: Sequence[TaskFact], follow: Attempt | None
