@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         LedgerUnwritableError,
         NotALedgerError,
         NotFoundError,
+        NotResumableError,
         RedactionError,
         SealedTaskError,
         StreamConflictError,
+        SurvivorError,
         TaskCancelled,
         TaskExecutionError,
         TaskTimeoutError,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     )
     from ttasks.model.event import TaskEvent, TaskEventType
     from ttasks.model.graph import RecordedError, TaskGraph
+    from ttasks.model.interrupted import Interrupted, Owed
     from ttasks.model.result import TaskResult
     from ttasks.model.retry import RetryPolicy
     from ttasks.model.run import Run, Runner
@@ -61,8 +64,9 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "ttasks.errors": (
         "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
-        "NotALedgerError", "NotFoundError", "RedactionError", "SealedTaskError", "StreamConflictError",
-        "TaskCancelled", "TaskExecutionError", "TaskTimeoutError", "TransitionError", "TtasksError",
+        "NotALedgerError", "NotFoundError", "NotResumableError", "RedactionError", "SealedTaskError",
+        "StreamConflictError", "SurvivorError", "TaskCancelled", "TaskExecutionError", "TaskTimeoutError",
+        "TransitionError", "TtasksError",
         "UnknownEventError", "WithheldError", "WorkflowError",
     ),
     "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
@@ -73,6 +77,7 @@ _HOMES: Final = {
     ),
     "ttasks.model.event": ("TaskEvent", "TaskEventType"),
     "ttasks.model.graph": ("RecordedError", "TaskGraph"),
+    "ttasks.model.interrupted": ("Interrupted", "Owed"),
     "ttasks.model.result": ("TaskResult",),
     "ttasks.model.retry": ("RetryPolicy",),
     "ttasks.model.run": ("Run", "Runner"),
@@ -111,11 +116,14 @@ __all__ = [
     "EventView",
     "GraphError",
     "InMemoryStore",
+    "Interrupted",
     "LedgerError",
     "LedgerUnwritableError",
     "NotALedgerError",
     "NotFoundError",
+    "NotResumableError",
     "OpaqueEvent",
+    "Owed",
     "PastStore",
     "RecordedError",
     "RecordedEvent",
@@ -129,6 +137,7 @@ __all__ = [
     "SealedTaskError",
     "Store",
     "StreamConflictError",
+    "SurvivorError",
     "Task",
     "TaskCancelled",
     "TaskContext",

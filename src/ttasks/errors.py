@@ -74,6 +74,36 @@ class WithheldError(TtasksError, ValueError):
         self.missing = tuple(missing)
 
 
+class NotResumableError(TtasksError, ValueError):
+    """What was interrupted can't go on as it was: something can't be restored. Nothing was started or written.
+
+    `problems` holds a sentence for each thing that is missing, which says how to give it.
+    """
+
+    def __init__(self, what: str, problems: Sequence[str]) -> None:
+        self.what = what
+        self.problems = tuple(problems)
+        super().__init__(f"{what} can't be resumed: {'; '.join(self.problems)}. Nothing was started or written")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.what, self.problems)
+
+
+class SurvivorError(TtasksError, RuntimeError):
+    """Processes of an attempt whose runner died can't be ended. Nothing was started; `pids` are theirs."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids = tuple(pids)
+        named = ", ".join(map(str, self.pids))
+        super().__init__(
+            f"of an attempt whose runner died, what is left can't be ended: process {named}. "
+            "Nothing was started; end it, and try again"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.pids,)
+
+
 class RedactionError(TtasksError, ValueError):
     """What is to be redacted is said in a way that can't be used. Nothing was opened or written."""
 

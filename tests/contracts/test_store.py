@@ -31,6 +31,7 @@ from ttasks import (
     TaskType,
 )
 from ttasks.events.facts import GraphRevised, TaskDeleted, TaskRevised, TaskStarted
+from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
 from ttasks.state.record import evolve
@@ -838,7 +839,11 @@ def test_a_cancel_of_a_task_that_is_started_just_before_is_a_request(
         store.tasks.save(task)
         started = TaskStarted(1, "somewhere.handler", "make", datetime(2026, 1, 1, tzinfo=UTC), 0)
         overtaken(store, monkeypatch, Batch(f"task-{task.id}", [started], 1))
-        store.tasks.cancel(task.id)
+        take_in_hand(store._ledger, f"task-{task.id}")
+        try:
+            store.tasks.cancel(task.id)
+        finally:
+            let_go(store._ledger, f"task-{task.id}")
         assert recorded(store) == ["TaskCreated", "TaskStarted", "TaskCancelRequested"]
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+from ttasks.cli.app import Hint
 from ttasks.cli.look import find
-from ttasks.cli.text import console, printable
+from ttasks.cli.text import console, printable, short
 from ttasks.errors import NotFoundError
+from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
+from ttasks.state.decide import Resolution
 from ttasks.stores.ledger import SQLiteStore
 
 
-def cancel_by_id(path: Path, part: str) -> None:
+def cancel_by_id(path: Path, part: str, hint: Hint) -> None:
     """Cancel the task, or the run of the graph, that `part` names, and say what that came to."""
     out = console()
     table, id_ = find(Readers.open(path), part)  # before anything is opened for writing
@@ -20,6 +24,10 @@ def cancel_by_id(path: Path, part: str) -> None:
             raise NotFoundError(f"{id_} was deleted: there is nothing to cancel")
         if table == "graphs":
             store.graphs.cancel(id_)
+            if any(work.id == id_ for work in store.interrupted()):
+                owed = hint(f"resume {short(id_)}")
+                out.print(f"asked for: graph {id_} was interrupted; {owed} runs its finally tasks, and closes it")
+                return
             out.print(f"asked for: the run of graph {id_} is cancelled by whoever runs it; finally tasks still run")
             return
         before = store.tasks[id_]
@@ -32,3 +40,27 @@ def cancel_by_id(path: Path, part: str) -> None:
             out.print(f"cancelled: task '{name}'")
         else:
             out.print(f"asked for: task '{name}' is cancelled by whoever runs it")
+
+
+def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hint) -> None:
+    """Record what an interrupted task counts as, and say how to carry on."""
+    out = console()
+    table, id_ = find(Readers.open(path), part)  # before anything is opened for writing
+    if table != "tasks":
+        raise NotFoundError(f"{id_} is a graph: what is resolved is a task; ttasks show {short(id_)} lists its tasks")
+    with SQLiteStore(path) as store:
+        if id_ not in store.tasks:
+            raise NotFoundError(f"{id_} was deleted: there is nothing to resolve")
+        store.tasks.resolve(id_, cast(Resolution, answer), note=note)
+        task = store.tasks[id_]
+        counts = "may be run again" if answer == "rerun" else f"counts as {answer}"
+        out.print(f"recorded: task '{printable(task.title or id_)}' {counts}")
+        attempts = store._readers.attempts(id_)
+        graph_id = attempts[-1].graph if attempts else None
+        if graph_id is None:
+            if answer == "rerun":
+                out.print(f"Go on with it: {hint(f'resume {short(id_)}')}")
+        elif store.graphs[graph_id].run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+            out.print(f"Go on with its graph: {hint(f'resume {short(graph_id)}')}")
+        else:
+            out.print(f"Carry on with its graph: {hint(f'retry {short(graph_id)}')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,7 +13,7 @@ from typing import Final, ParamSpec
 
 import click
 
-from ttasks.errors import NotALedgerError, NotFoundError, RedactionError, TtasksError, WorkflowError
+from ttasks.errors import NotALedgerError, NotFoundError, NotResumableError, RedactionError, TtasksError, WorkflowError
 from ttasks.version import __version__
 
 Parameters = ParamSpec("Parameters")
@@ -27,6 +28,17 @@ def ledger_path(given: Path | None) -> Path:
     if given is not None:
         return given
     return Path(os.environ["TTASKS_LEDGER"]) if os.environ.get("TTASKS_LEDGER") else DEFAULT_LEDGER
+
+
+class Hint:
+    """Makes a command line that a person can copy, for the ledger that this one used."""
+
+    def __init__(self, ledger: Path | None) -> None:
+        self._ledger = f" --ledger {shlex.quote(str(ledger))}" if ledger is not None else ""
+
+    def __call__(self, words: str) -> str:
+        """Return the command line of these words."""
+        return f"ttasks {words}{self._ledger}"
 
 
 ledger_option = click.option(
@@ -54,7 +66,9 @@ def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, No
             lines = str(error).splitlines() if isinstance(error, WorkflowError) else [f"ttasks: {error}"]
             for line in lines:
                 out.print(printable(_redacted(line)))
-            is_bad_input = isinstance(error, WorkflowError | NotALedgerError | NotFoundError | RedactionError)
+            is_bad_input = isinstance(
+                error, WorkflowError | NotALedgerError | NotFoundError | NotResumableError | RedactionError
+            )
             sys.exit(EXIT_BAD_INPUT if is_bad_input else EXIT_NOT_OK)
 
     return wrapped
@@ -75,16 +89,98 @@ def command() -> None:
     """Run tasks and graphs of tasks, and look at what ran: every event is in one SQLite file, the ledger."""
 
 
+env_option = click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME",
+    help="Give a secret variable again, which the ledger withholds, from the environment. May be repeated.",
+)
+force_option = click.option(
+    "--force-handlers", is_flag=True, help="Go on though a handler is another than the recorded one."
+)
+
+
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="How many tasks run at the same time.")
+@click.option("--resume", "goes_on", is_flag=True, help="Go on with the latest run of FILE, which was interrupted.")
+@env_option
 @ledger_option
 @says_errors
-def run(file: Path, jobs: int | None, ledger: Path | None) -> None:
+def run(file: Path, jobs: int | None, goes_on: bool, variables: tuple[str, ...], ledger: Path | None) -> None:
     """Run the workflow FILE; exit with 0 when it is ok, 1 when not, 2 when the file can't be used."""
+    from ttasks.cli import resume as resuming
     from ttasks.cli.run import run_file
 
-    sys.exit(run_file(file, ledger_path(ledger), jobs))
+    path, hint = ledger_path(ledger), Hint(ledger)
+    if goes_on:
+        if jobs is not None:
+            raise click.UsageError("--resume goes on with as many workers as the run had: leave out --jobs")
+        sys.exit(resuming.resume_file(path, file, hint, variables))
+    if variables:
+        raise click.UsageError("--env gives again what the ledger withholds: it needs --resume")
+    sys.exit(run_file(file, path, jobs, hint))
+
+
+@command.command()
+@click.argument("id", required=False)
+@click.option("--list", "only_list", is_flag=True, help="Only say what was interrupted, and what is owed.")
+@click.option("--finally-only", is_flag=True, help="Run only the finally tasks that are owed; the run is cancelled.")
+@force_option
+@env_option
+@ledger_option
+@says_errors
+def resume(
+    id: str | None,
+    only_list: bool,
+    finally_only: bool,
+    force_handlers: bool,
+    variables: tuple[str, ...],
+    ledger: Path | None,
+) -> None:
+    """Go on with what was interrupted: the graph or task ID, or everything; what had ended is not run again."""
+    from ttasks.cli import resume as resuming
+
+    path, hint = ledger_path(ledger), Hint(ledger)
+    if only_list:
+        resuming.list_interrupted(path, id, hint)
+        return
+    options = resuming.Options(variables, finally_only=finally_only, force_handlers=force_handlers)
+    sys.exit(resuming.resume_interrupted(path, id, hint, options))
+
+
+@command.command()
+@click.argument("id")
+@click.option("--succeeded", "answer", flag_value="succeeded", help="It did its work: what depends on it may run.")
+@click.option("--failed", "answer", flag_value="failed", help="It did not.")
+@click.option("--rerun", "answer", flag_value="rerun", help="It may be run again.")
+@click.option("--note", metavar="TEXT", help="Why, for whoever reads this later.")
+@ledger_option
+@says_errors
+def resolve(id: str, answer: str | None, note: str | None, ledger: Path | None) -> None:
+    """Decide what the interrupted task ID counts as; who did, and why, is recorded."""
+    from ttasks.cli.act import resolve_by_id
+
+    if answer is None:
+        raise click.UsageError("say what it counts as: --succeeded, --failed or --rerun")
+    resolve_by_id(ledger_path(ledger), id, answer, note, Hint(ledger))
+
+
+@command.command()
+@click.argument("id", required=False)
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Do this task again, and what depends on it.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="How many tasks run at the same time.")
+@env_option
+@ledger_option
+@says_errors
+def retry(
+    id: str | None, tasks: tuple[str, ...], jobs: int | None, variables: tuple[str, ...], ledger: Path | None
+) -> None:
+    """Carry on with the graph ID, which ended, as a new graph: what succeeded is done. Default: the latest graph."""
+    from ttasks.cli import resume as resuming
+
+    sys.exit(resuming.retry_graph(ledger_path(ledger), id, Hint(ledger), tasks, variables, jobs))
 
 
 @command.command()
@@ -136,7 +232,7 @@ def cancel(id: str, ledger: Path | None) -> None:
     """Cancel a task, or the run of a graph, whoever runs it: ID is its id, or the beginning or end of it."""
     from ttasks.cli.act import cancel_by_id
 
-    cancel_by_id(ledger_path(ledger), id)
+    cancel_by_id(ledger_path(ledger), id, Hint(ledger))
 
 
 def _hash(_: click.Context, __: click.Parameter, given: str | None) -> str | None:

@@ -16,10 +16,11 @@ from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
-from ttasks.log.runner import is_alive
 from ttasks.state.graph import GraphState
+from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
+from ttasks.stores.interrupted import Leftovers
 
 LAST_LINES = 20
 
@@ -34,10 +35,11 @@ def _table(*columns: str) -> Table:
 def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     """Print the latest graphs, or tasks, newest first."""
     readers = Readers.open(path)
+    left = Leftovers(readers)
     if tasks:
         table = _table("task", "title", "status", "attempts", "took", "created")
         for task in list(reversed(readers.tasks()))[:limit]:
-            status, _ = _task_status(readers, task)
+            status, _ = _task_status(left, task)
             took = duration(task.result.duration) if task.result is not None else ""
             table.add_row(
                 short(task.id), printable(task.title), state(status), str(task.attempts), took, moment(task.created_at)
@@ -45,35 +47,32 @@ def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     else:
         table = _table("graph", "title", "status", "tasks", "took", "created")
         for graph, counts in readers.graphs()[:limit]:
-            status, took = _graph_status(readers, graph)
+            status, took = _graph_status(readers, left, graph)
+            if status == "interrupted" and TaskStatus.RUNNING in counts:  # nobody runs them any more
+                counts[TaskStatus.INTERRUPTED] = counts.pop(TaskStatus.RUNNING) + counts.get(TaskStatus.INTERRUPTED, 0)
             parts = ", ".join(f"{counts[each]} {each}" for each in TaskStatus if each in counts)
             table.add_row(short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at))
     console().print(table)
 
 
-def _graph_status(readers: Readers, graph: GraphState) -> tuple[str, str]:
+def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple[str, str]:
     """Return where a graph stands, as far as this host can tell, and how long its latest run took."""
     if graph.run_status is None:
         return "pending", ""
-    run = readers.runs(graph.id)[-1]
+    run = readers.runs(graph.id, newest_first=True, limit=1)[0]
     took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
-    is_dead = run.status is RunStatus.RUNNING and _is_dead(readers.runner(run.runner))
-    return ("interrupted" if is_dead else str(run.status)), took
+    return ("interrupted" if left.is_interrupted(run) else str(run.status)), took
 
 
-def _is_dead(runner: RunnerState | None) -> bool:
-    return runner is not None and is_alive(runner) is False
-
-
-def _task_status(readers: Readers, task: TaskState) -> tuple[str, str]:
+def _task_status(left: Leftovers, task: TaskState) -> tuple[str, str]:
     """Return where a task stands, as far as this host can tell, and what there is to say about that."""
-    if task.running_attempt is None:
+    if not left.is_left(task):
         return str(task.status), ""
-    attempt = readers.attempts(task.id)[-1]
-    runner = readers.runner(attempt.runner)
-    if runner is None or not _is_dead(runner):
-        return str(task.status), ""
-    return "interrupted", f"it was running: its runner, process {runner.pid} on {runner.host}, is gone"
+    note = "it waits for a person" if left.then(task) is Then.PERSON else ""
+    if claim(task) is Claim.INTERRUPTED:
+        return "interrupted", note
+    what = "its retry was to follow" if claim(task) is Claim.WAITS else "it was running"
+    return "interrupted", "; ".join(filter(None, [f"{what}: {left.why(task)}", note]))
 
 
 def find(readers: Readers, part: str | None) -> tuple[str, str]:
@@ -112,7 +111,8 @@ def _field(name: str, value: object) -> None:
 def _show_graph(readers: Readers, graph_id: str) -> None:
     graph = readers.graph(graph_id)
     assert graph is not None
-    status, took = _graph_status(readers, graph)
+    left = Leftovers(readers)
+    status, took = _graph_status(readers, left, graph)
     _field("graph", graph.id)
     _field("title", graph.title)
     _field("status", Text.assemble(state(status), f" after {took}" if took else ""))
@@ -120,7 +120,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         _field("file", f"{graph.source.path} (sha256 {graph.source.sha256[:12]}…)")
     for run in readers.runs(graph_id):
         runner = readers.runner(run.runner)
-        is_dead = run.status is RunStatus.RUNNING and _is_dead(runner)
+        is_dead = run.status is RunStatus.RUNNING and left.is_interrupted(run)
         stands = "interrupted (its runner is gone)" if is_dead else str(run.status)
         _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {_who(runner)}")
     tasks = readers.tasks_of_graph(graph_id)
@@ -133,7 +133,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
     table = _table("task", "name", "status", "attempts", "took", "after", "")
     for member in graph.members.values():
         task = tasks[member.task]
-        task_status, note = _task_status(readers, task)
+        task_status, note = _task_status(left, task)
         parents = ", ".join(printable(tasks[parent].name) for parent in member.after)
         notes = [
             *(["finally"] if member.is_finally else []),
@@ -165,7 +165,7 @@ def _who(runner: RunnerState | None) -> str:
 def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     task = readers.task(task_id)
     assert task is not None
-    status, note = _task_status(readers, task)
+    status, note = _task_status(Leftovers(readers), task)
     _field("task", task.id)
     _field("title", task.title)
     _field("status", Text.assemble(state(status), f" ({note})" if note else ""))

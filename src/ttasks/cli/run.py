@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -14,19 +14,21 @@ from rich.color import ColorSystem
 from rich.style import Style
 from rich.text import Text
 
-from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK
+from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.text import STYLES, console, count, duration, printable, short
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.events.facts import Source
-from ttasks.events.status import TaskStatus, TaskType
+from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import redacted
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
+from ttasks.model.interrupted import Interrupted
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
+from ttasks.state.reconcile import Then, reconcile
 from ttasks.stores.ledger import SQLiteStore
 
 DEFAULT_WORKERS: Final = 4
@@ -121,36 +123,60 @@ def _terminate(number: int, _: FrameType | None) -> None:
     raise _Terminated(128 + number)
 
 
-def run_file(file: Path, ledger: Path, jobs: int | None) -> int:
-    """Run a workflow file into a ledger; return the exit code."""
+def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
+    """Run a workflow file into a ledger, from the beginning; return the exit code."""
     workflow = load_workflow(file)
     graph = graph_of(workflow)
     workers = jobs or workflow.max_workers or DEFAULT_WORKERS
-    out = console()
-    started_s = monotonic_s()
-    is_cancelled = False
     with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
-        # The handles have what they were given; what is shown of them is what the ledger holds.
-        names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
-        title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
-        executor.events.subscribe(Reporter(names))
-        out.print(f"{title}: {count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _terminate)
+        left = latest_interrupted(store, workflow.path)
+        if left is not None:
+            console().print(
+                f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that: "
+                + hint(f"resume {short(left.id)}")
+            )
+        return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers))
+
+
+def latest_interrupted(store: SQLiteStore, file: Path) -> Interrupted | None:
+    """Return the latest graph that was made from a workflow file, where it is interrupted."""
+    graph_id = store._readers.graph_of_file(str(file))
+    return next((work for work in store.interrupted() if work.id == graph_id), None)
+
+
+def carry_out(
+    executor: TaskExecutor,
+    store: SQLiteStore,
+    graph: TaskGraph,
+    ledger: Path,
+    hint: Hint,
+    start: Callable[[], object],
+    *,
+    again: str = "",
+) -> int:
+    """Run a graph by `start`, saying what happens; return the exit code. `again` says what is special about it."""
+    started_s = monotonic_s()
+    out = console()
+    # The handles have what they were given; what is shown of them is what the ledger holds.
+    names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
+    title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
+    out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    with executor.events.subscribed(Reporter(names)):
         try:
-            graph.run(executor, workers)
+            start()
         except KeyboardInterrupt:
-            is_cancelled = True
+            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
+            return EXIT_CTRL_C
         except _Terminated:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s)
+            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
             raise
-        _summarise(graph, names, store._readers, monotonic_s() - started_s)
-    if is_cancelled:
-        return EXIT_CTRL_C
+    _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
     return 0 if graph.ok else EXIT_NOT_OK
 
 
-def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, seconds: float) -> None:
+def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, seconds: float, hint: Hint) -> None:
     out = console()
     out.print()
     for task in graph:
@@ -163,7 +189,15 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
     verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
     out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
-    out.print(f"Look at it: ttasks show {short(graph.id)}")
+    for task in graph:
+        if task.is_interrupted and reconcile(task._view, is_alive=False).then is Then.PERSON:
+            decide = hint(f"resolve {short(task.id)} --succeeded")
+            out.print(f"{names[task.id]} waits for a person: {decide}  (or --failed, or --rerun)")
+    if graph.run_status is RunStatus.INTERRUPTED:
+        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}')}")
+    elif not graph.ok:
+        out.print(f"Carry on: {hint(f'retry {short(graph.id)}')}")
+    out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:

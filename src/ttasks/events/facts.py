@@ -298,7 +298,8 @@ class GraphRevised(GraphFact):
 class GraphRunStarted(GraphFact):
     """A run, counted from 1. `edges` are pairs of indices into `tasks`: child, dependency.
 
-    `finally_tasks` and `optional_tasks` are indices into `tasks` too.
+    `finally_tasks` and `optional_tasks` are indices into `tasks` too. `handlers` maps the types of its tasks to the
+    qualified names of what runs them: a payload that was meant for another handler must not reach this one.
     """
 
     run: int
@@ -307,6 +308,7 @@ class GraphRunStarted(GraphFact):
     edges: tuple[tuple[int, int], ...]
     finally_tasks: tuple[int, ...] = ()
     optional_tasks: tuple[int, ...] = ()
+    handlers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError
-from ttasks.events.facts import GraphCancelRequested, LedgerCreated, TaskCancelRequested
+from ttasks.events.facts import GraphCancelRequested, LedgerCreated, RunnerStarted, TaskCancelRequested
 from ttasks.log import files
 from ttasks.log.listener import Listener
+from ttasks.log.liveness import RunnerLock
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
@@ -93,6 +94,7 @@ class EventLog:
         self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
         self._is_described = False
+        self._runner_lock: RunnerLock | None = None
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -207,6 +209,8 @@ class EventLog:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._locked():
                     self._connection.close()
+                if self._runner_lock is not None:
+                    self._runner_lock.release()
             self._forget()
 
     def __del__(self) -> None:
@@ -222,6 +226,9 @@ class EventLog:
         self._transaction = None
         if self._lock is not None:
             self._lock.close()
+        if self._runner_lock is not None:
+            self._runner_lock.leave()
+        self._runner_lock = None
 
     def _is_in_place(self) -> bool:
         if self.path is None:
@@ -242,6 +249,8 @@ class EventLog:
             _INHERITED.append(self._connection)  # in use, or in memory: it can't be closed here
         if self._lock is not None:
             self._lock.close()
+        if self._runner_lock is not None:
+            self._runner_lock.leave()
         self._begin_unshared()
 
     # --- appending -----------------------------------------------------------------------------------------------
@@ -367,13 +376,21 @@ class EventLog:
                 assert self._transaction is not None
                 wanted = [request.batches for request in group]
                 if self._transaction.runner is None:
-                    started = (f"runner-{clock.new_id()}", describe_runner())
-                    wanted.insert(0, [runner_started(*started, self._digest_key, self.redaction)])
+                    wanted.insert(0, [runner_started(*self._register(), self._digest_key, self.redaction)])
                 self._transaction.commit(wanted, clock.now, committed)
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
         if not self._is_described:
             self._describe_runner()
+
+    def _register(self) -> tuple[str, RunnerStarted]:
+        """Return what registers this process; from before that is recorded its lock says that it lives."""
+        runner_id = clock.new_id()
+        if self._runner_lock is not None:  # of a registration that failed, or that Ctrl-C hid from us
+            self._runner_lock.release()
+        if self.path is not None:
+            self._runner_lock = RunnerLock(self.path, runner_id)
+        return f"runner-{runner_id}", describe_runner()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -481,6 +498,8 @@ def _at_exit() -> None:
     for log in list(_OPEN.values()):
         if log._describer is not None:
             log._describer.join(DESCRIBE_WAIT_S)
+        if log._runner_lock is not None:
+            log._runner_lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -46,6 +46,12 @@ def lock_path(path: Path) -> Path:
     return path.with_name(path.name + "-lock")
 
 
+def runner_path(path: Path, runner_id: str) -> Path:
+    """Return the side file that a runner of this ledger keeps locked as long as it lives."""
+    real = Path(os.path.realpath(path))  # whoever reads may have come by a link
+    return real.with_name(f"{real.name}-runner-{runner_id}")
+
+
 def schema_version(path: Path) -> int | None:
     """Return the schema version of the ledger at `path`; None where there is no file yet.
 

@@ -392,6 +392,17 @@ class Readers(LogReader):
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
         return [self._read(rows.attempt_state, row) for row in found]
 
+    def claimed_tasks(self) -> list[TaskState]:
+        """Return the tasks that are not deleted and are RUNNING, INTERRUPTED, or wait for a retry, oldest first."""
+        claimed = "is_deleted = 0 AND (status IN ('running', 'interrupted') OR retry_due_at IS NOT NULL)"
+        found = self._all(select("tasks", f"WHERE {claimed} ORDER BY created_at, id"))
+        return [self._read(rows.task_state, row) for row in found]
+
+    def attempts_of_run(self, graph_id: str, run: int) -> list[AttemptState]:
+        """Return the attempts that a run made, each task's oldest first."""
+        query = select("attempts", "WHERE graph_id = ? AND run = ? ORDER BY task_id, attempt")
+        return [self._read(rows.attempt_state, row) for row in self._all(query, (graph_id, run))]
+
     # --- graphs, runs, runners ---------------------------------------------------------------------------------------
 
     def graph(self, graph_id: str) -> GraphState | None:
@@ -427,6 +438,29 @@ class Readers(LogReader):
         for graph_id, status, count in counted:
             counts.setdefault(graph_id, {})[self._read(TaskStatus, status)] = count
         return [(state, counts.get(state.id, {})) for state in states]
+
+    def open_graphs(self) -> list[str]:
+        """Return the ids of graphs, not deleted, whose latest run is RUNNING or INTERRUPTED, oldest first."""
+        is_open = "is_deleted = 0 AND status IN ('running', 'interrupted')"
+        query = f"SELECT id FROM graphs WHERE {is_open} ORDER BY created_at, id"  # noqa: S608
+        return [row[0] for row in self._all(query)]
+
+    def graph_of_file(self, path: str) -> str | None:
+        """Return the id of the latest graph, not deleted, that was made from the workflow file at `path`."""
+        query = (
+            "SELECT id FROM graphs WHERE source_path = ? AND is_deleted = 0 ORDER BY created_at DESC, id DESC LIMIT 1"
+        )
+        row = self._one(query, (rows.text(path),))
+        return row[0] if row is not None else None
+
+    def graphs_with_finally_left(self) -> list[str]:
+        """Return the ids of graphs, not deleted, that were run and have an INTERRUPTED finally task, oldest first."""
+        query = (
+            "SELECT DISTINCT graphs.id FROM graph_tasks JOIN tasks ON tasks.id = task_id JOIN graphs ON graphs.id ="
+            " graph_id WHERE is_finally = 1 AND tasks.status = 'interrupted' AND graphs.is_deleted = 0 AND runs > 0"
+            " ORDER BY graphs.created_at, graphs.id"
+        )
+        return [row[0] for row in self._all(query)]
 
     def ids_like(self, table: str, part: str) -> list[str]:
         """Return the ids in ``tasks`` or ``graphs`` that begin or end with `part`."""

@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.envelope import RecordedEvent
+from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.projection import GraphFold, StreamFold, TaskFold, all_rows, new_fold
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import CHANGING_NOTHING, LogReader, Readers
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
+from ttasks.state.reconcile import Claim, claim
 from ttasks.state.record import evolve
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
@@ -173,6 +175,24 @@ class Past(LogReader):
         if self._by_entry:
             return list(there.values())
         return sorted(there.values(), key=lambda state: (state.created_at, state.id))
+
+    def claimed_tasks(self) -> list[TaskState]:
+        """Return the tasks that were not deleted and were RUNNING, INTERRUPTED, or waited for a retry."""
+        return [task for task in self.tasks() if claim(task) is not Claim.SETTLED]
+
+    def open_graphs(self) -> list[str]:
+        """Return the ids of graphs, not deleted, whose latest run was RUNNING or INTERRUPTED."""
+        is_open = (RunStatus.RUNNING, RunStatus.INTERRUPTED)
+        return [state.id for state in self._all("graphs") if state.run_status in is_open]
+
+    def graphs_with_finally_left(self) -> list[str]:
+        """Return the ids of graphs, not deleted, that had been run and had an INTERRUPTED finally task."""
+        left = {task.id for task in self.claimed_tasks() if task.status is TaskStatus.INTERRUPTED}
+        return [
+            state.id
+            for state in self._all("graphs")
+            if state.runs and any(member.is_finally and member.task in left for member in state.members.values())
+        ]
 
     # --- runs and runners --------------------------------------------------------------------------------------------
 

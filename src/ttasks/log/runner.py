@@ -33,32 +33,42 @@ def process_start(pid: int) -> str | None:
 
     On Linux it counts clock ticks since boot, which no change of the clock moves. It is compared only for equality.
     """
+    return _look_up(pid)[0]
+
+
+def is_process(pid: int, start: str | None) -> bool:
+    """True while the process runs that has this pid and started then; not for another with its pid, nor its zombie."""
+    found, is_zombie = _look_up(pid)
+    return found is not None and found == start and not is_zombie
+
+
+def _look_up(pid: int) -> tuple[str | None, bool]:
+    """Return the start of a process (None: there is no such process), and whether it has ended already."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except FileNotFoundError:
-        if sys.platform == "linux":
-            return None
-        return _process_start_elsewhere(pid)
+        return (None, False) if sys.platform == "linux" else _look_up_elsewhere(pid)
     except ProcessLookupError:
-        return None
-    # The name in parentheses may hold anything; field 22 is the 20th after it (proc(5)).
-    return "ticks:" + stat.rpartition(b")")[2].split()[19].decode("ascii")
+        return None, False
+    # The name in parentheses may hold anything; field 3, the state, is the first after it, field 22 the 20th (proc(5)).
+    fields = stat.rpartition(b")")[2].split()
+    return "ticks:" + fields[19].decode("ascii"), fields[0] in (b"Z", b"X")
 
 
-def _process_start_elsewhere(pid: int) -> str | None:
+def _look_up_elsewhere(pid: int) -> tuple[str | None, bool]:
     import psutil
 
     try:
-        return f"epoch:{psutil.Process(pid).create_time():.6f}"
+        process = psutil.Process(pid)
+        return f"epoch:{process.create_time():.6f}", process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return None
+        return None, False
 
 
-def is_alive(runner: RunnerState) -> bool | None:
-    """True when the process of `runner` lives; None where this host can't know, because it ran on another."""
-    if runner.host != os.uname().nodename:
-        return None
-    return runner.boot_id == boot_id() and process_start(runner.pid) == runner.process_start
+def is_this_process(runner: RunnerState) -> bool:
+    """True when `runner` is the process that asks."""
+    born = runner.boot_id, runner.process_start
+    return runner.pid == os.getpid() and born == (boot_id(), process_start(runner.pid))
 
 
 def _working_directory() -> str:

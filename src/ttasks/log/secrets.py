@@ -22,8 +22,8 @@ _ROUNDS: Final = 20_000
 _NO_REDACTION: Final = Redaction()
 STRUCTURE: Final = frozenset({
     "answer", "blocked_by", "boot_id", "derived_from", "digest_key", "env", "env_digests", "exception", "git_commit",
-    "graph", "handler", "host", "ledger", "platform", "process_start", "python_version", "reason", "redacted",
-    "signal", "tasks", "ttasks_version",
+    "graph", "handler", "handlers", "host", "ledger", "platform", "process_start", "python_version", "reason",
+    "redacted", "signal", "tasks", "ttasks_version",
 })  # fmt: skip
 """Fields of facts that hold a text, but not a person's: what is compared, or computed. All others are redacted."""
 

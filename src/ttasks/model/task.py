@@ -154,6 +154,7 @@ class Task(TaskView):
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
+        self._resumption = None
 
     @classmethod
     def bash(

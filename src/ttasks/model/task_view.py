@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -26,12 +27,26 @@ class History(Protocol):
         """Return the task as of a version of its stream, with its errors whole."""
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """How the next attempt goes on from what was interrupted.
+
+    `retry` is its number within its retry policy; `waits_s` are the seconds to wait before it, where the attempt
+    before failed (None: it was interrupted, or there was none); `cwd` is where a task runs that has no folder of its
+    own (None: where its runner is).
+    """
+
+    retry: int = 0
+    waits_s: float | None = None
+    cwd: str | None = None
+
+
 class TaskView:
     """The read-only side of `Task`."""
 
     __slots__ = (
         "__weakref__", "_given", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_recording", "_result", "_seen", "_view",
+        "_recording", "_result", "_resumption", "_seen", "_view",
     )  # fmt: skip
 
     _lock: threading.RLock
@@ -40,6 +55,7 @@ class TaskView:
     _given: Given
     _history: History | None
     _result: TaskResult | None
+    _resumption: Resumption | None
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Limit
 from ttasks.log.redaction import LineRedactor
 from ttasks.log.runner import process_start
+from ttasks.log.survivors import MARK, mark
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
@@ -72,6 +73,7 @@ class _Execution:
 
     is_cancelled: bool = False
     is_stopped: bool = False
+    is_in_hand: bool = False
     latest: Attempt | None = None
 
 
@@ -90,12 +92,15 @@ class Attempt:
         output_bytes_max: int | None = None,
         retry: int = 0,
         run: RunRef | None = None,
+        cwd: str | None = None,
     ) -> None:
         self.task = task
         self.policy = policy
         self.retry = retry
         self.run = run
         self.number = task.attempts + 1
+        self.is_retry = False
+        self.waits_s: float | None = None
         self._upstream = upstream
         self._handler = handler
         self._journal = journal
@@ -122,6 +127,9 @@ class Attempt:
         self.status_before = task.status
         self.context = TaskContext(task, upstream, progress_emitter=self._progress)
         self.context._port = self
+        self._default_cwd = cwd
+        if self.context.cwd is None:
+            self.context.cwd = cwd
         self.started_at = clock.now()
         self._started_s = clock.monotonic_s()
 
@@ -137,10 +145,23 @@ class Attempt:
             output_bytes_max=self._output_bytes_max,
             retry=self.retry + 1,
             run=self.run,
+            cwd=self._default_cwd,
         )
         # Whoever asks one of them to end means the work, whichever attempt it is at by then.
         following.execution = self.execution
+        following.is_retry = True
         return following
+
+    def has_failed(self, waits_s: float) -> None:
+        """Be the attempt before, which failed under another runner: the next one is due after `waits_s` seconds."""
+        self.number -= 1
+        self.retry -= 1
+        self.waits_s = waits_s
+        result = self.task.result
+        assert result is not None
+        fact = TaskFailed(self.number, error=result.error)
+        self.ending = Ending(fact, result, TaskExecutionError(result.error or "it failed under a runner that is gone"))
+        self.has_started = self.is_settled = True
 
     def start_fact(self) -> TaskStarted:
         """Return what is recorded before the handler is entered: all that resuming needs."""
@@ -419,7 +440,7 @@ class Attempt:
     def environment(self) -> dict[str, str]:
         """Return what names this attempt to its child processes, so that they are found after a crash (SPEC §6)."""
         log = self._journal.log
-        return {"TTASKS_ATTEMPT": f"{log.ledger}:{self.position}"} if log is not None else {}
+        return {MARK: mark(log.ledger, self.position)} if log is not None else {}
 
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""

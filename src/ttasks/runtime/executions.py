@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError, words
+from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TransitionError, words
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     AttemptEnd,
@@ -18,17 +18,22 @@ from ttasks.events.facts import (
     TaskRetryScheduled,
 )
 from ttasks.events.status import TaskStatus, TaskType, TerminationReason
+from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import CancelUnheardError, Owned
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
+from ttasks.model.task_view import Resumption
 from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
 from ttasks.state import decide
+from ttasks.state.reconcile import Then
+from ttasks.state.transitions import next_status
 from ttasks.stores.recording import Entry
+from ttasks.stores.recovery import Found, Recovery
 
 _ENDED: Final = {
     TaskStatus.SUCCEEDED: TaskEventType.SUCCEEDED,
@@ -36,6 +41,9 @@ _ENDED: Final = {
     TaskStatus.CANCELLED: TaskEventType.CANCELLED,
     TaskStatus.INTERRUPTED: TaskEventType.INTERRUPTED,
 }
+
+
+_AFRESH: Final = Resumption()
 
 
 class Executions:
@@ -66,9 +74,9 @@ class Executions:
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {policy!r}")
-        decide.check_may_start(task._view)
-        task._check_whole()
+        self._check_may_start(task)
         handler = self._handlers.get(task.type, _no_handler)
+        resumption = task._resumption or _AFRESH
         attempt = Attempt(
             task,
             upstream,
@@ -77,11 +85,51 @@ class Executions:
             bus=self._events,
             policy=policy or ONCE,
             output_bytes_max=self._output_bytes_max,
+            retry=resumption.retry,
             run=run,
+            cwd=resumption.cwd,
         )
         if handler is _no_handler:
             self._fail_unhandled(attempt)
+        if resumption.waits_s is not None:
+            attempt.has_failed(resumption.waits_s)
         return attempt
+
+    def _check_may_start(self, task: Task) -> None:
+        """Refuse a task that may not start; what a runner that is gone left of it is ended and recorded first."""
+        log = self._journal.log
+        if (task._view.is_owned or task.is_running) and log is not None:
+            task._check_whole()
+            try:
+                found = Recovery(log.readers).find(task)
+            except AlreadyRunningError:
+                decide.check_may_start(task._view)
+                raise
+            self._recover([found])
+            if found.verdict.then is Then.WAIT:
+                return
+        decide.check_may_start(task._view)
+        task._check_whole()
+
+    def _recover(self, found: Sequence[Found], *more: Entry) -> list[list[RecordedEvent]]:
+        """End and record what runners that are gone left of tasks, with `more`; return the events of `more`.
+
+        Raises:
+            SurvivorError: something of an attempt can't be ended. Nothing was recorded.
+            StreamConflictError, TransitionError, LedgerUnwritableError: as `record`. Nothing was recorded.
+        """
+        log = self._journal.log
+        facts = Recovery(log.readers).end(found) if log is not None and found else {}
+        before = {one.task.id: one.task.status for one in found}
+        recorded = self._journal.record([*(Entry(one.task, facts[one.task.id]) for one in found), *more])
+        for one, events in zip(found, recorded, strict=False):
+            status = before[one.task.id]
+            for event in events:
+                if isinstance(event.fact, AttemptEnd):
+                    after = next_status(status, type(event.fact))
+                    self._publish(one.task, _ENDED[after], status, event.fact, event)
+                    status = after
+        return recorded[len(found) :]
 
     def _fail_unhandled(self, attempt: Attempt) -> None:
         task, before = attempt.task, attempt.task.status
@@ -102,33 +150,56 @@ class Executions:
 
     def _start(self, attempt: Attempt, cause: int | None = None) -> None:
         """Record that the attempt starts, and tell subscribers; only after that may its handler be entered."""
-        owned = Owned(attempt.number - 1) if attempt.retry else None
+        owned = Owned(attempt.number - 1) if attempt.is_retry else None
+        waits_s = attempt.waits_s
+        fact: TaskFact = attempt.start_fact() if waits_s is None else _scheduled(attempt, waits_s)
         attempt.execution.latest = attempt
+        self._take_in_hand(attempt)
         try:
-            (events,) = self._journal.record([Entry(attempt.task, [attempt.start_fact()], owned, cause)])
-        except TransitionError as refusal:
-            decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
-            raise refusal
+            (events,) = self._journal.record([Entry(attempt.task, [fact], owned, cause)])
+        except Exception as refusal:
+            if not attempt.is_retry:
+                self._out_of_hand(attempt)
+            if isinstance(refusal, TransitionError):
+                decide.check_may_start(attempt.task._view)  # another thread may have started this very handle just now
+            raise
         self._started(attempt, last(events))
+
+    def _take_in_hand(self, attempt: Attempt) -> None:
+        """Say that this process runs the task, from before its start is recorded."""
+        log = self._journal.log
+        if log is not None and not attempt.execution.is_in_hand:
+            attempt.execution.is_in_hand = True
+            take_in_hand(log.ledger, f"task-{attempt.task.id}")
+
+    def _out_of_hand(self, attempt: Attempt) -> None:
+        log = self._journal.log
+        if log is not None and attempt.execution.is_in_hand:
+            attempt.execution.is_in_hand = False
+            let_go(log.ledger, f"task-{attempt.task.id}")
 
     def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
         task = attempt.task
-        attempt.started(event.position if event is not None else None)
+        task._resumption = None
         self._live[task.id] = attempt
+        if attempt.waits_s is None:
+            attempt.started(event.position if event is not None else None)
         task._on_cancel = attempt.ask_cancel
         log = self._journal.log
         if log is not None:
             log.watch(f"task-{task.id}", attempt.ask_cancel)
         if task._view.cancel_requested_by is not None:
             attempt.ask_cancel()
-        self._publish(task, TaskEventType.STARTED, attempt.status_before, None, event)
+        if attempt.waits_s is None:
+            self._publish(task, TaskEventType.STARTED, attempt.status_before, None, event)
 
     def _finish(self, attempt: Attempt) -> Attempt:
         """Run the attempt and those that retry it; return the last one, whose end is not recorded yet."""
-        attempt.perform()
+        if attempt.waits_s is None:
+            attempt.perform()
         while (delay_s := self._retry_delay_s(attempt)) is not None:
-            scheduled = TaskRetryScheduled(attempt.number, attempt.retry + 1, delay_s, clock.later(delay_s))
-            self._settle(attempt, scheduled)
+            if not attempt.is_settled:
+                self._settle(attempt, _scheduled(attempt, delay_s))
             if not isinstance(attempt.fact, TaskFailed):
                 break
             if not attempt.wait_for_retry(delay_s):
@@ -154,6 +225,8 @@ class Executions:
 
     def _retry_delay_s(self, attempt: Attempt) -> float | None:
         """Return how long to wait before the attempt is tried again; None: it isn't."""
+        if attempt.waits_s is not None:
+            return attempt.waits_s
         policy, error = attempt.policy, attempt.error
         if not isinstance(attempt.fact, TaskFailed) or attempt.retry + 1 >= policy.max_attempts:
             return None
@@ -208,11 +281,15 @@ class Executions:
             return False
         facts = attempt.unwritten()
         before = attempt.task.status
+        if follow is not None:
+            self._take_in_hand(follow)
         events: list[list[RecordedEvent]] = []
         while not events:
             try:
                 events = self._record_end(attempt, facts, more, follow)
             except LedgerUnwritableError as lost:
+                if follow is not None:
+                    self._out_of_hand(follow)
                 self._lose(attempt, facts, before, lost)
                 raise
             except (StreamConflictError, TransitionError) as refusal:
@@ -223,6 +300,8 @@ class Executions:
                     self._journal.catch_up(attempt.task)
                     self._let_go(attempt)
                     raise
+                if follow is not None:
+                    self._out_of_hand(follow)
                 follow = None
         attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
@@ -264,6 +343,7 @@ class Executions:
 
     def _let_go(self, attempt: Attempt) -> None:
         task = attempt.task
+        self._out_of_hand(attempt)
         task._ended(attempt.result)
         if self._live.get(task.id) is not attempt:
             return
@@ -317,6 +397,18 @@ class Executions:
         attempt.ask_cancel()
         return True
 
+    def _cancel_left(self, task: Task) -> bool:
+        """Cancel a task whose runner is gone; return False where somebody runs it."""
+        log = self._journal.log
+        if log is None:
+            return False
+        try:
+            found = Recovery(log.readers).find(task)
+        except AlreadyRunningError:
+            return False
+        self._recover([found])
+        return True
+
     def _record_cancel(self, task: Task) -> tuple[TaskCancelled, Sequence[RecordedEvent]]:
         """Record that a task is cancelled that nobody runs; return the fact, and the events."""
         now = clock.now()
@@ -335,6 +427,10 @@ class Executions:
         recorded = self._journal.record(entries) if entries else []
         for (task, _), status, events in zip(blocked, before, recorded, strict=True):
             self._publish(task, TaskEventType.BLOCKED, status, None, last(events))
+
+
+def _scheduled(attempt: Attempt, delay_s: float) -> TaskRetryScheduled:
+    return TaskRetryScheduled(attempt.number, attempt.retry + 1, delay_s, clock.later(delay_s))
 
 
 def _no_handler(_: object) -> None:

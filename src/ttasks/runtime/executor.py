@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -17,12 +17,11 @@ from ttasks.handlers.shell import bash_handler, powershell_handler
 from ttasks.model.event import TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
-from ttasks.model.retry import RetryPolicy
+from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.executions import Executions, last
-from ttasks.state import decide
 from ttasks.stores.protocol import Store
 from ttasks.stores.recording import Entry
 
@@ -111,6 +110,10 @@ class TaskExecutor(Executions):
         """True when tasks of this type have a handler."""
         return task_type in self._handlers
 
+    def _handler_names(self, types: Iterable[TaskType]) -> dict[str, str]:
+        """Return the qualified names of what runs tasks of these types, where there is something, by type."""
+        return {kind.value: qualified_name(self._handlers[kind]) for kind in sorted(types) if kind in self._handlers}
+
     def is_running(self, task_id: str) -> bool:
         """True while the task has a live subprocess here."""
         attempt = self._live.get(task_id)
@@ -149,6 +152,7 @@ class TaskExecutor(Executions):
             raise
         except BaseException as interruption:
             self._end_interrupted(attempt, interruption)
+            self._out_of_hand(attempt)
             raise
         ending = attempt.ending
         assert ending is not None
@@ -177,6 +181,8 @@ class TaskExecutor(Executions):
             if before.is_sink:
                 return
             if task._request_cancel():  # it runs, by this handle or another, here or in another process
+                if self._cancel_left(task):
+                    return
                 self._journal.record([Entry(task)])
                 live = self._live.get(task.id)
                 if live is not None and live.task is task:
@@ -220,8 +226,7 @@ class TaskExecutor(Executions):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
-        decide.check_may_start(task._view)
-        task._check_whole()
+        self._check_may_start(task)
         with self._lock:
             if self._is_shutdown:
                 raise RuntimeError("executor is shut down")
@@ -271,6 +276,34 @@ class TaskExecutor(Executions):
 
         GraphRun(self, graph, max_workers).run()
         return graph
+
+    def resume(
+        self, what: TaskGraph | Task | str | None = None, *, finally_only: bool = False, force_handlers: bool = False
+    ) -> list[TaskGraph | Task]:
+        """Go on with what was interrupted, and return it: what had ended stays, what was interrupted is done again.
+
+        Args:
+            what: a graph or a task, or the id of one; None: everything that ``store.interrupted()`` lists.
+            finally_only: of graphs, run only the finally tasks that are owed, and close the run as cancelled.
+            force_handlers: go on though a handler is another than the recorded one, or a `retry_on` can't be restored.
+
+        Returns:
+            The handles of what was resumed, with how it ended; an empty list where there was nothing to resume.
+
+        Raises:
+            AlreadyRunningError: its runner lives, or somebody else resumed it first.
+            NotResumableError: something can't be restored. Nothing was started or written.
+            SurvivorError: what is left of an interrupted attempt can't be ended. Nothing was started.
+            KeyError: there is no graph and no task with that id.
+            ValueError: this executor has no ledger.
+            LedgerUnwritableError, KeyboardInterrupt: as `TaskGraph.run`.
+
+        Of several, all are looked at before the first is started; one that is refused afterwards keeps no other from
+        going on, and the first such refusal is raised at the end. A failed task is no exception: look at its status.
+        """
+        from ttasks.runtime.resume import resume
+
+        return resume(self, what, finally_only=finally_only, force_handlers=force_handlers)
 
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""

@@ -28,6 +28,7 @@ from ttasks.events.facts import (
     Member,
 )
 from ttasks.events.status import RunStatus
+from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import OwnedRun
 from ttasks.model.graph import TaskGraph
@@ -36,8 +37,10 @@ from ttasks.model.task import Task
 from ttasks.runtime.attempt import Attempt, RunRef
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.state.planner import Consequences, Planner
+from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.rows import tail
 from ttasks.stores.recording import Entry
+from ttasks.stores.recovery import Found, Recovery
 
 STOP_WAIT_S: Final = 10.0
 """How long a second Ctrl-C waits for what runs: a process group has 5 s between SIGTERM and SIGKILL."""
@@ -59,21 +62,15 @@ class GraphRun:
         if max_workers < 1:
             raise ValueError(f"max_workers must be greater than 0, got {max_workers}")
         graph._check()
-        for task in graph:
-            if task.is_running or task._view.is_owned:
-                raise AlreadyRunningError(
-                    f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
-                )
-            if not task.status.is_sink:
-                task._check_whole()
-        if graph.run_status is RunStatus.RUNNING:
-            raise _running_already(graph)
         self._executor = executor
         self._graph = graph
         self._max_workers = max_workers
         self._tasks: dict[str, Task] = {task.id: task for task in graph}
         self._members: dict[str, Member] = dict(graph._members)
-        self._planner = Planner(self._members, {task_id: task.status for task_id, task in self._tasks.items()})
+        self._recovery = Recovery(log.readers) if (log := executor._journal.log) is not None else None
+        self._check()
+        self._found = self._find()
+        self._planner: Planner
         # Where `execute` is overridden, every task goes through it; only else may an end and a start share a commit.
         self._is_direct = getattr(executor.execute, "__func__", None) is _EXECUTE
         self._changed = threading.Condition()
@@ -92,6 +89,44 @@ class GraphRun:
         self._broken: BaseException | None = None
         self._run: RunRef | None = None
         self._position: int | None = None
+
+    # --- what is there already ---------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Refuse a graph that can't be run now. Nothing was written."""
+        if self._graph.run_status is RunStatus.RUNNING and (
+            self._recovery is None or self._recovery.liveness.is_graph_run(self._graph.id)
+        ):
+            raise running_already(self._graph)
+        for task in self._tasks.values():
+            if not task.status.is_sink:
+                task._check_whole()
+
+    def _find(self) -> dict[str, Found]:
+        """Return by id the tasks that a runner which is gone left, or that are interrupted.
+
+        Raises:
+            AlreadyRunningError: one is RUNNING. Nothing was written.
+        """
+        found: dict[str, Found] = {}
+        for task in self._tasks.values():
+            if claim(task._view) is Claim.SETTLED:
+                continue
+            if self._recovery is None and (task.is_running or task._view.is_owned):
+                raise AlreadyRunningError(
+                    f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
+                )
+            if self._recovery is not None:
+                found[task.id] = self._recovery.find(task, is_run_cancelled=self._is_given_up(task))
+        return found
+
+    def _is_given_up(self, task: Task) -> bool:  # noqa: ARG002 - a run that is resumed may have been cancelled
+        """True for a task that a cancel of the run ends."""
+        return False
+
+    def _held(self) -> set[str]:
+        """Return the tasks that stay as they are in this run, though they might run in another."""
+        return {task_id for task_id, found in self._found.items() if found.verdict.then is Then.PERSON}
 
     # --- who waits, who leads --------------------------------------------------------------------------------------
 
@@ -140,6 +175,8 @@ class GraphRun:
             self._failure = refusal
             self._over.set()
             return
+        if (log := self._executor._journal.log) is not None:
+            take_in_hand(log.ledger, f"graph-{self._graph.id}")
         try:
             self._begin()
             self._hire()
@@ -154,6 +191,7 @@ class GraphRun:
         finally:
             if (log := self._executor._journal.log) is not None:
                 log.unwatch(f"graph-{self._graph.id}")
+                let_go(log.ledger, f"graph-{self._graph.id}")
             self._graph._leave_run()
             self._over.set()
 
@@ -172,37 +210,54 @@ class GraphRun:
             worker.join()
 
     def _begin(self) -> None:
-        graph, ids = self._graph, list(self._members)
-        place = {task_id: index for index, task_id in enumerate(ids)}
-        log = self._executor._journal.log
-        number = len(log.readers.runs(graph.id)) + 1 if log is not None else 1
-        started = GraphRunStarted(
-            run=number,
-            max_workers=self._max_workers,
-            tasks=tuple(ids),
-            edges=tuple(
-                (place[member.task], place[parent]) for member in self._members.values() for parent in member.after
-            ),
-            finally_tasks=tuple(place[member.task] for member in self._members.values() if member.is_finally),
-            optional_tasks=tuple(place[member.task] for member in self._members.values() if not member.is_required),
-        )
+        graph, log = self._graph, self._executor._journal.log
+        number, opening = self._opening()
         self._executor._keep_graph(graph)
+        others = [Entry(task) for task in self._tasks.values() if task.id not in self._found]
         try:
-            events = self._record(*(Entry(task) for task in graph), Entry(graph, [started]))
+            events = self._executor._recover(list(self._found.values()), *others, Entry(graph, opening))
         except (StreamConflictError, TransitionError) as refusal:
-            found = log.readers.graph(graph.id) if log is not None else None
-            if found is not None and found.run_status is RunStatus.RUNNING:
-                raise _running_already(graph) from refusal
-            raise
+            raise self._refusal(refusal) from refusal
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
         if log is not None:
             log.watch(f"graph-{graph.id}", self._hear_cancel)
-        graph._errors = {}
-        consequences = self._planner.begin()
+        graph._errors = self._errors_before()
+        statuses = {task_id: task.status for task_id, task in self._tasks.items()}
+        self._planner = Planner(self._members, statuses, self._held())
+        consequences = self._planner.begin(is_withdrawn=self._is_cancelled)
         self._block(consequences)
         self._ready.extend(consequences.ready)
+
+    def _opening(self) -> tuple[int, list[GraphFact]]:
+        """Return the number of the run, and the facts that begin it."""
+        runs = self._recovery.runs(self._graph.id) if self._recovery is not None else []
+        facts: list[GraphFact] = []
+        if self._recovery is not None and runs and runs[-1].status is RunStatus.RUNNING:
+            facts.append(self._recovery.interrupted_run(runs[-1]))
+        number, ids = len(runs) + 1, list(self._members)
+        place = {task_id: index for index, task_id in enumerate(ids)}
+        members = self._members.values()
+        started = GraphRunStarted(
+            run=number,
+            max_workers=self._max_workers,
+            tasks=tuple(ids),
+            edges=tuple((place[member.task], place[parent]) for member in members for parent in member.after),
+            finally_tasks=tuple(place[member.task] for member in members if member.is_finally),
+            optional_tasks=tuple(place[member.task] for member in members if not member.is_required),
+            handlers=self._executor._handler_names({task.type for task in self._tasks.values()}),
+        )
+        return number, [*facts, started]
+
+    def _errors_before(self) -> dict[str, BaseException]:
+        """Return what was raised in this run before this process took it over."""
+        return {}
+
+    def _refusal(self, refusal: Exception) -> Exception:
+        """Return what to raise where the beginning could not be recorded."""
+        recovery = self._recovery
+        return running_already(self._graph) if recovery is not None and recovery.is_running(self._graph.id) else refusal
 
     def _record_of_graph(self, fact: GraphFact) -> None:
         # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
@@ -436,7 +491,7 @@ class GraphRun:
                 follow_id: str | None = self._ready[0]
             else:
                 follow_id = self._planner.next_after(task_id) if succeeds else None
-            if follow_id is None or not self._executor.is_registered(self._tasks[follow_id].type):
+            if follow_id is None or not self._may_follow(self._tasks[follow_id]):
                 return None
             if self._ready:
                 self._ready.popleft()
@@ -448,6 +503,11 @@ class GraphRun:
         except ValueError:  # it may not start; the thread that takes it next finds out why
             self._return(follow_id)
             return None
+
+    def _may_follow(self, task: Task) -> bool:
+        """True where its start can be recorded with another's end: it has a handler, and no wait comes first."""
+        has_to_wait = task._resumption is not None and task._resumption.waits_s is not None
+        return self._executor.is_registered(task.type) and not has_to_wait
 
     def _give_back(self, follow: Attempt | None) -> None:
         if follow is not None:
@@ -518,5 +578,5 @@ class GraphRun:
             self._wake()
 
 
-def _running_already(graph: TaskGraph) -> AlreadyRunningError:
+def running_already(graph: TaskGraph) -> AlreadyRunningError:
     return AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ttasks.errors import AlreadyRunningError, SealedTaskError, TransitionError
 from ttasks.events.facts import (
@@ -13,6 +13,7 @@ from ttasks.events.facts import (
     TaskFact,
     TaskFailed,
     TaskInterrupted,
+    TaskResolved,
     TaskRevised,
     TaskStarted,
     TaskSucceeded,
@@ -113,6 +114,29 @@ def check_may_start(state: TaskState) -> None:
             f"Cannot execute task with status '{state.status}': task '{state.title}' ({state.id}) is over. "
             "Nothing was written"
         )
+
+
+Resolution = Literal["succeeded", "failed", "rerun"]
+"""What a person may decide about an interrupted task."""
+
+
+def resolve(state: TaskState, answer: Resolution, by: str, note: str | None) -> list[TaskFact]:
+    """Decide what an interrupted task counts as. One that is RUNNING has to be recorded as interrupted first.
+
+    Raises:
+        TransitionError: it is neither.
+    """
+    if state.status not in (RUNNING, INTERRUPTED):
+        raise TransitionError(
+            f"task '{state.title}' ({state.id}) is {state.status}, not interrupted: there is nothing to resolve. "
+            "Nothing was written"
+        )
+    resolved = TaskResolved(answer, by, note)
+    if answer == "rerun":
+        return [resolved]
+    if answer == "succeeded":
+        return [resolved, TaskSucceeded()]
+    return [resolved, TaskFailed(error=f"{by} decided that it failed{f': {note}' if note else ''}")]
 
 
 def block(state: TaskState, parent: str) -> list[TaskFact]:

@@ -50,7 +50,9 @@ class Planner:
     Args:
         members: the graph, each task's dependencies included, without cycles (see `check`).
         statuses: where each task stands before the run; none is RUNNING.
-        held: INTERRUPTED tasks that wait for a person: they are not run, and block what depends on them.
+        held: tasks that stay as they are in this run, though they might run in another, and block what depends on
+            them: INTERRUPTED ones that wait for a person, and, of a run that is resumed, what FAILED or was BLOCKED
+            in it.
     """
 
     def __init__(
@@ -76,8 +78,14 @@ class Planner:
         """True when nothing in this run can change any more."""
         return len(self._settled) == len(self._members)
 
-    def begin(self) -> Consequences:
-        """Return what may start and what is blocked at the start of the run."""
+    def begin(self, *, is_withdrawn: bool = False) -> Consequences:
+        """Return what may start and what is blocked at the start of the run.
+
+        Args:
+            is_withdrawn: the run is resumed after it was cancelled: only finally tasks may start.
+        """
+        if is_withdrawn:
+            self._give_up()
         consequences = self._spread(list(self._settled))
         roots = [task for task, count in self._waits_for.items() if count == 0 and not self._is_known(task)]
         self._announced.update(roots)
@@ -95,6 +103,9 @@ class Planner:
 
     def withdraw(self) -> Consequences:
         """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled."""
+        return self._spread(self._give_up())
+
+    def _give_up(self) -> list[str]:
         given_up = [
             task
             for task, member in self._members.items()
@@ -102,7 +113,7 @@ class Planner:
         ]
         self._settled.update(dict.fromkeys(given_up, _Settled.WITHDRAWN))
         self._is_withdrawn = True
-        return self._spread(given_up)
+        return given_up
 
     def next_after(self, task: str) -> str | None:
         """Return a task that may start as soon as `task` has succeeded, when nothing else has to happen before."""

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from ttasks import clock
-from ttasks.errors import LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TransitionError
 from ttasks.events.envelope import RecordedEvent
-from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted
+from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted, TaskFact
 from ttasks.events.status import RunStatus
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
 from ttasks.log.files import MEMORY
@@ -26,10 +26,15 @@ from ttasks.log.replay import Past
 from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch
 from ttasks.model.graph import TaskGraph
+from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.model.task import Task
+from ttasks.state import decide
+from ttasks.state.decide import Resolution
 from ttasks.state.graph import GraphState
 from ttasks.state.task import TaskState
+from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.recording import Entry, record
+from ttasks.stores.recovery import Recovery
 from ttasks.stores.views import EventView, RunView, utc
 
 BUSY_TIMEOUT_MAX_S: Final = 2**31 // 1000
@@ -101,6 +106,22 @@ class LedgerStore:
         readers = self._readers
         past = readers.at(position) if isinstance(readers, Past) else Past(readers, position, by_entry=self._by_entry)
         return PastStore(past)
+
+    def interrupted(self) -> list[Interrupted]:
+        """Return what was interrupted and can go on, or waits for a person; nothing is written by asking.
+
+        Runs of graphs come first, then tasks that ran by themselves, each in (created_at, id) order. Besides what is
+        recorded as interrupted it lists what nobody runs any more, as far as the operating system knows: in the past
+        (``as_of``) only the former.
+        """
+        return Leftovers(self._readers).interrupted()
+
+    def owed(self) -> list[Owed]:
+        """Return the finally tasks that are owed: of runs that nobody runs any more, and not ended or cancelled.
+
+        They come in the order of their graphs, and in each graph's own; nothing is written by asking.
+        """
+        return Leftovers(self._readers).owed()
 
     def _position(self, when: object) -> int:
         if isinstance(when, datetime):
@@ -234,18 +255,55 @@ class LedgerTasks(MutableMapping[str, Task]):
     def cancel(self, task_id: str) -> None:
         """Cancel the task, or ask whoever runs it to; nothing for one that is over.
 
+        Where its runner is gone, what is left of the attempt is ended, and that it was interrupted is recorded too.
+
         Raises:
             KeyError: there is no such task.
+            SurvivorError: something of the attempt can't be ended. Nothing was written.
         """
-        log = self._store._writable()
         while True:
             task = self[task_id]
             task.cancel()
-            try:
-                record(log, [Entry(task)])
-            except StreamConflictError:  # it was started, or ended, just now: look again
-                continue
-            return
+            # Where it was started, or ended, just now: look again.
+            with contextlib.suppress(StreamConflictError):
+                self._record_cancel(task)
+                return
+
+    def _record_cancel(self, task: Task) -> None:
+        log = self._store._writable()
+        facts: Sequence[TaskFact] = ()
+        if task._view.is_owned:
+            recovery = Recovery(log.readers)
+            with contextlib.suppress(AlreadyRunningError):  # then it is for its runner to end it
+                facts = recovery.end([recovery.find(task)])[task.id]
+        record(log, [Entry(task, facts)])
+
+    def resolve(self, task_id: str, answer: Resolution, *, note: str | None = None) -> None:
+        """Decide what an interrupted task counts as; who did, and why, is recorded.
+
+        Args:
+            task_id: a task that is INTERRUPTED, or RUNNING by a runner that is gone.
+            answer: ``"succeeded"``, ``"failed"``, or ``"rerun"``: it may be started again.
+            note: why, in words.
+
+        Raises:
+            KeyError: there is no such task.
+            TypeError, ValueError: a wrong argument; the task runs, or was not interrupted. Nothing was written.
+            SurvivorError: something of the attempt can't be ended. Nothing was written.
+        """
+        if answer not in ("succeeded", "failed", "rerun"):
+            raise ValueError(f"answer must be 'succeeded', 'failed' or 'rerun', got {answer!r}")
+        if note is not None and not isinstance(note, str):
+            raise TypeError(f"note must be a str, got {type(note).__name__}")
+        log = self._store._writable()
+        while True:
+            task = self[task_id]
+            resolved = decide.resolve(task._view, answer, clock.whoami(), note)
+            recovery = Recovery(log.readers)
+            facts = recovery.end([recovery.find(task).only_interrupted()])[task.id]
+            with contextlib.suppress(StreamConflictError):  # somebody wrote to it just now: look again
+                record(log, [Entry(task, [*facts, *resolved])])
+                return
 
 
 class LedgerGraphs(MutableMapping[str, TaskGraph]):

@@ -116,8 +116,8 @@ class InMemoryTaskCollection(LedgerTasks):
     def cancel(self, task_id: str) -> None:
         task = self[task_id]
         task.cancel()
-        if not task._view.is_owned:
-            self.save(task)
+        if task._on_cancel is None:  # else whoever runs it was told
+            self._record_cancel(task)
 
     def __repr__(self) -> str:
         return f"InMemoryTaskCollection({len(self._held)} tasks)"

@@ -1,0 +1,226 @@
+"""Going on with what was interrupted, and carrying on with what ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.text import Text
+
+from ttasks.cli.app import EXIT_NOT_OK, Hint
+from ttasks.cli.look import find
+from ttasks.cli.run import DEFAULT_WORKERS, Reporter, carry_out, latest_interrupted
+from ttasks.cli.text import console, count, moment, printable, short, state
+from ttasks.cli.workflow import load_workflow
+from ttasks.errors import NotFoundError, NotResumableError, TransitionError
+from ttasks.events.status import RunStatus
+from ttasks.log.reading import Readers
+from ttasks.model.graph import TaskGraph
+from ttasks.model.interrupted import Interrupted
+from ttasks.model.task import Task
+from ttasks.runtime.executor import TaskExecutor
+from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
+from ttasks.stores.ledger import LedgerStore, SQLiteStore
+
+NOTHING: Final = "nothing to resume: no run and no task was interrupted"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go on. `variables` names secrets that are given again, from the environment."""
+
+    variables: Sequence[str] = ()
+    finally_only: bool = False
+    force_handlers: bool = False
+
+
+def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
+    """Print what was interrupted, and which finally tasks are owed; nothing is written."""
+    out = console()
+    with SQLiteStore(path, read_only=True) as store:
+        only = find(store._readers, part)[1] if part is not None else None
+        found = [work for work in store.interrupted() if only in (None, work.id)]
+        owed = [one for one in store.owed() if only in (None, one.graph_id, one.task_id)]
+        for work in found:
+            _show(store, work, hint)
+        listed = {work.id for work in found}
+        for one in owed:
+            if one.graph_id not in listed:
+                task, graph = short(one.task_id), short(one.graph_id)
+                out.print(f"owed: finally task '{printable(one.title)}' ({task}) of graph {graph}")
+                out.print(f"  it waits for a person: {hint(f'resolve {task} --rerun')}")
+    if not found and not owed:
+        out.print(NOTHING)
+
+
+def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
+    out = console()
+    tasks = {id_: store.tasks[id_] for id_ in {*work.running, *work.asking, *work.left, *work.owed}}
+
+    def named(ids: Sequence[str]) -> str:
+        return ", ".join(printable(tasks[id_].name or short(id_)) for id_ in ids)
+
+    run = f", run {work.run}" if work.run is not None else ""
+    out.print(Text.assemble(state("interrupted"), f" {work.kind} {short(work.id)}{run}: {printable(work.title)}"))
+    heard = f", last heard of at {moment(work.heard_at)}" if work.heard_at is not None else ""
+    out.print(f"  {printable(work.why)}{heard}")
+    if work.is_cancelled:
+        out.print("  it was cancelled: only what is owed will run")
+    if work.running:
+        out.print(f"  was running: {named(work.running)}")
+    for id_ in work.asking:
+        decide = hint(f"resolve {short(id_)} --succeeded")
+        out.print(f"  waits for a person: {named([id_])}: {decide}  (or --failed, or --rerun)")
+    if work.kind == "graph":
+        out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
+    if work.can_go_on:
+        out.print(f"  go on with it: {hint(f'resume {short(work.id)}')}")
+
+
+def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) -> int:
+    """Go on with the latest run of a workflow file; return the exit code."""
+    workflow = load_workflow(file)
+    Readers.open(path)  # before anything is opened for writing
+    with SQLiteStore(path) as store:
+        left = latest_interrupted(store, workflow.path)
+        if left is None:
+            console().print(f"nothing to resume: the latest run of {printable(str(file))} was not interrupted")
+            return 0
+        graph = store.graphs[left.id]
+        if graph._source is not None and graph._source.sha256 != workflow.sha256:
+            console().print(f"{printable(str(file))} was changed since: what goes on is what was recorded of it then")
+    return resume_interrupted(path, left.id, hint, Options(variables))
+
+
+def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Options) -> int:
+    """Go on with a graph or task, or with everything; return the exit code."""
+    out = console()
+    readers = Readers.open(path)  # before anything is opened for writing
+    only = find(readers, part)[1] if part is not None else None
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        found = [work for work in store.interrupted() if only in (None, work.id)]
+        if only is not None and not found:
+            _refuse_what_runs(store, only)
+        if options.finally_only:
+            found = [work for work in found if work.kind == "graph"]
+        ready = [(work, handle) for work in found if work.can_go_on for handle in [_handle(store, work)]]
+        for _, handle in ready:
+            _give_again(handle, options.variables)
+        # All are looked at before the first begins: what can't be restored is said before anything runs.
+        runs = [
+            (work, handle, prepare(executor, store, handle, options.finally_only, options.force_handlers))
+            for work, handle in ready
+        ]
+        for work in found:
+            if not work.can_go_on:
+                _show(store, work, hint)
+        if not found:
+            out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
+        status = 0
+        for work, handle, run in runs:
+            if run is not None:
+                status = _go_on(executor, store, work, handle, run, path, hint) or status
+        return status
+
+
+def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:
+    """Raise AlreadyRunningError where somebody runs what was to be resumed."""
+    if id_ in store.graphs:
+        prepare(TaskExecutor(store), store, store.graphs[id_], False, False)
+    elif id_ in store.tasks:
+        prepare(TaskExecutor(store), store, store.tasks[id_], False, False)
+    else:
+        raise NotFoundError(f"{id_} was deleted: there is nothing to resume")
+
+
+def _handle(store: SQLiteStore, work: Interrupted) -> TaskGraph | Task:
+    return store.graphs[work.id] if work.kind == "graph" else store.tasks[work.id]
+
+
+def _give_again(handle: TaskGraph | Task, variables: Sequence[str]) -> None:
+    """Give what is withheld of these variables again, from the environment.
+
+    Raises:
+        NotFoundError: one is not in the environment.
+    """
+    unset = [name for name in variables if name not in os.environ]
+    if unset:
+        raise NotFoundError(
+            f"--env {unset[0]}: there is no such variable in the environment. Nothing was run or written"
+        )
+    for task in handle if isinstance(handle, TaskGraph) else [handle]:
+        again = {name: os.environ[name] for name in variables if name in task._given.missing_env}
+        if again and not task.is_succeeded:
+            task.give_again(env=again)
+
+
+def _go_on(
+    executor: TaskExecutor,
+    store: SQLiteStore,
+    work: Interrupted,
+    handle: TaskGraph | Task,
+    run: ResumedRun | ResumedTask,
+    path: Path,
+    hint: Hint,
+) -> int:
+    if isinstance(handle, TaskGraph):
+        return carry_out(executor, store, handle, path, hint, run.run, again=f"going on with run {work.run}, ")
+    out = console()
+    name = printable(handle.title or short(handle.id))
+    out.print(f"{name}: going on with task {handle.id}, ledger {printable(str(path))}")
+    with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
+        run.run()
+    out.print(Text.assemble(f"{name}: ", state(handle.status)))
+    if handle.is_interrupted:
+        out.print(
+            f"it waits for a person: {hint(f'resolve {short(handle.id)} --succeeded')}  (or --failed, or --rerun)"
+        )
+    return 0 if handle.is_succeeded else EXIT_NOT_OK
+
+
+def retry_graph(
+    path: Path, part: str | None, hint: Hint, names: Sequence[str], variables: Sequence[str], jobs: int | None
+) -> int:
+    """Carry on with a graph that ended, as a new one; return the exit code."""
+    table, graph_id = find(Readers.open(path), part)
+    if table != "graphs":
+        raise NotFoundError(f"{graph_id} is a task: what is retried is a graph")
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        if graph_id not in store.graphs:
+            raise NotFoundError(f"graph {graph_id} was deleted: there is nothing to retry")
+        old = store.graphs[graph_id]
+        if old.run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+            prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
+            go_on = f"resume {short(graph_id)}"
+            raise TransitionError(
+                f"graph '{old.title}' ({graph_id}) was interrupted: go on with it ({hint(go_on)}), or only with its "
+                f"finally tasks ({hint(f'{go_on} --finally-only')}), and retry it then"
+            )
+        if old.ok and not names:
+            console().print(
+                f"nothing to retry: every task succeeded. {hint(f'retry {short(graph_id)} --task NAME')} repeats one"
+            )
+            return 0
+        graph = old.retry([_named(old, name) for name in names] or None)
+        _give_again(graph, variables)
+        problems = [problem for task in graph if not task.is_succeeded for problem in withheld(task)]
+        if problems:
+            raise NotResumableError(f"graph '{graph.title}'", problems)
+        workers = jobs or graph._max_workers or DEFAULT_WORKERS
+        again = f"carrying on with graph {short(graph_id)}, "
+        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again)
+
+
+def _named(graph: TaskGraph, name: str) -> Task:
+    """Return the task of a graph that has this name, or whose id begins or ends with it."""
+    found = [task for task in graph if task.name == name] or [
+        task for task in graph if task.id.startswith(name) or task.id.endswith(name)
+    ]
+    if len(found) != 1:
+        known = ", ".join(printable(task.name) for task in graph)
+        what = f"has {len(found)} tasks" if found else "has no task"
+        raise NotFoundError(f"graph {graph.id} {what} that {name!r} names; its tasks: {known}")
+    return found[0]

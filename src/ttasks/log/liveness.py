@@ -1,0 +1,163 @@
+"""Whether what the log says runs still does: the operating system's word, and no clock's, timer's or writer's.
+
+A runner is dead when its lock is free *and* no live process has its boot, pid and start (SPEC §6). The lock is a file
+beside the ledger that the kernel lets go of however its process ends; the second half keeps a runner alive whose lock
+file was lost, with a folder that was tidied or on a file system without locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from ttasks.events.status import RunStatus
+from ttasks.log import runner as host
+from ttasks.log.files import runner_path
+from ttasks.log.query import EventFilter
+from ttasks.log.reading import Readers
+from ttasks.log.replay import Past
+from ttasks.state.runner import RunnerState
+from ttasks.state.task import TaskState
+
+_IN_HAND: Final[Counter[tuple[str, str]]] = Counter()
+_IN_HAND_LOCK = threading.Lock()
+
+
+class RunnerLock:
+    """Says that this process lives, for as long as it does."""
+
+    def __init__(self, ledger: Path, runner_id: str) -> None:
+        """Take the lock of runner `runner_id`, and clear away those of runners that are gone.
+
+        Whoever calls holds the writer's lock: nobody else makes or clears away lock files meanwhile.
+
+        Raises:
+            OSError: the file can't be made or locked here.
+        """
+        self._path = runner_path(ledger, runner_id)
+        like = runner_path(ledger, "").name
+        for entry in os.scandir(self._path.parent):
+            if entry.name.startswith(like) and not _is_held(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
+        self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.leave()
+            raise
+
+    def release(self) -> None:
+        """Let go of it, and leave nothing behind."""
+        self._path.unlink(missing_ok=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """Close this process's copy of it: a forked child must not keep its dead parent's lock held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _is_held(lock: Path) -> bool:
+    """True while a process holds the lock file; False where there is none."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look don't take each other for it
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_alive(runner: RunnerState, ledger: Path | None) -> bool:
+    """True unless the operating system says that the process of `runner` is gone.
+
+    Args:
+        runner: who is asked for.
+        ledger: the file beside which its lock is; None for a ledger in memory.
+    """
+    if ledger is not None and _is_held(runner_path(ledger, runner.id)):
+        return True
+    return runner.boot_id == host.boot_id() and host.is_process(runner.pid, runner.process_start)
+
+
+def take_in_hand(ledger: str, stream: str) -> None:
+    """Say that this process runs what `stream` is about: from before that is recorded, until `let_go`."""
+    with _IN_HAND_LOCK:
+        _IN_HAND[ledger, stream] += 1
+
+
+def let_go(ledger: str, stream: str) -> None:
+    """Say once that this process does not run it any more."""
+    with _IN_HAND_LOCK:
+        _IN_HAND[ledger, stream] -= 1
+        if _IN_HAND[ledger, stream] <= 0:
+            del _IN_HAND[ledger, stream]
+
+
+class Liveness:
+    """Answers for one ledger, and for one moment: each runner is looked for once."""
+
+    def __init__(self, readers: Readers | Past) -> None:
+        self._readers = readers
+        self._ledger = readers.ledger()
+        self._runners: dict[int, RunnerState | None] = {}
+        self._is_alive: dict[int, bool] = {}
+
+    def runner(self, position: int) -> RunnerState | None:
+        """Return the runner that registered at a position."""
+        if position not in self._runners:
+            self._runners[position] = self._readers.runner(position)
+        return self._runners[position]
+
+    def runs(self, stream: str, runner: int) -> bool:
+        """True while the runner that registered at position `runner` runs what `stream` is about.
+
+        Of its own attempts and runs a process knows better than its pid says: what it does not run is dead.
+        """
+        if isinstance(self._readers, Past):
+            return True  # as far as the log says; what lived then can't be asked any more
+        if runner not in self._is_alive:
+            state = self.runner(runner)
+            self._is_alive[runner] = state is not None and is_alive(state, self._readers.path)
+        if not self._is_alive[runner]:
+            return False
+        state = self.runner(runner)
+        assert state is not None
+        return not host.is_this_process(state) or (self._ledger, stream) in _IN_HAND
+
+    def owner(self, task: TaskState) -> int | None:
+        """Return the position of the runner that runs a task, or waits for its retry; None: RUNNING by hand."""
+        if task.running_attempt is not None:
+            return self._readers.attempts(task.id)[-1].runner
+        if task.retry_due_at is None:
+            return None
+        scheduled = EventFilter(f"task-{task.id}", types=("TaskRetryScheduled",), newest_first=True, limit=1)
+        return next((event.runner for event in self._readers.matching(scheduled)), None)
+
+    def is_run(self, task: TaskState) -> bool:
+        """True while somebody runs the task, or waits for its retry."""
+        owner = self.owner(task)
+        return owner is not None and self.runs(f"task-{task.id}", owner)
+
+    def is_graph_run(self, graph_id: str) -> bool:
+        """True while somebody runs the graph's latest run."""
+        runs = self._readers.runs(graph_id, newest_first=True, limit=1)
+        return bool(runs) and runs[0].status is RunStatus.RUNNING and self.runs(f"graph-{graph_id}", runs[0].runner)
+
+
+def _after_fork_in_child() -> None:
+    global _IN_HAND_LOCK
+    _IN_HAND_LOCK = threading.Lock()
+    _IN_HAND.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

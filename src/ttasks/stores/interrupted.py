@@ -1,0 +1,154 @@
+"""What runners that are gone left in a ledger, by its rows and the operating system. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from ttasks.errors import NotFoundError
+from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.log.liveness import Liveness
+from ttasks.log.query import EventFilter
+from ttasks.log.reading import Readers
+from ttasks.log.replay import Past
+from ttasks.model.interrupted import Interrupted, Owed
+from ttasks.state.graph import GraphState, RunState
+from ttasks.state.reconcile import Claim, Then, claim, reconcile
+from ttasks.state.task import TaskState
+from ttasks.stores.recovery import gone
+
+
+class Leftovers:
+    """What is left of one ledger's runs and attempts, as of this moment."""
+
+    def __init__(self, readers: Readers | Past) -> None:
+        self._readers = readers
+        self._liveness = Liveness(readers)
+
+    def interrupted(self) -> list[Interrupted]:
+        """Return what was interrupted: graphs, then tasks that ran by themselves, each in (created_at, id) order."""
+        found = [self._graph(graph, run, tasks) for graph, run, tasks in self._open_runs()]
+        return found + list(self._tasks())
+
+    def owed(self) -> list[Owed]:
+        """Return the finally tasks that are owed, in the order of their graphs, and in each graph's order."""
+        found = []
+        for graph, run, tasks in self._left_runs():
+            is_over = run.status is not RunStatus.RUNNING and run.status is not RunStatus.INTERRUPTED
+            for member in graph.members.values():
+                task = tasks[member.task]
+                if member.is_finally and self._is_owed(task) and not (is_over and task.status is TaskStatus.PENDING):
+                    asks = self.then(task) is Then.PERSON
+                    found.append(Owed(graph.id, task.id, task.title, asks))
+        return found
+
+    def is_interrupted(self, run: RunState) -> bool:
+        """True for a run that is recorded as interrupted, or that nobody runs any more."""
+        if run.status is RunStatus.RUNNING:
+            return not self._liveness.runs(f"graph-{run.graph_id}", run.runner)
+        return run.status is RunStatus.INTERRUPTED
+
+    def is_left(self, task: TaskState) -> bool:
+        """True for a task that was interrupted, recorded or not, or whose retry nobody waits for any more."""
+        claimed = claim(task)
+        return claimed is Claim.INTERRUPTED or (claimed is not Claim.SETTLED and not self._liveness.is_run(task))
+
+    def then(self, task: TaskState, *, is_run_cancelled: bool = False) -> Then:
+        """Return what a resumed run does with a task that is left."""
+        return reconcile(task, is_alive=False, is_run_cancelled=is_run_cancelled).then
+
+    def why(self, task: TaskState) -> str:
+        """Say what is known of how a task that is left was interrupted."""
+        if claim(task) is Claim.INTERRUPTED:
+            return task.error or "it was interrupted"
+        owner = self._liveness.owner(task)
+        return gone(self._liveness.runner(owner)) if owner is not None else "it was set to RUNNING by hand"
+
+    # ---
+
+    def _open_runs(self) -> Iterator[tuple[GraphState, RunState, dict[str, TaskState]]]:
+        for graph_id in self._readers.open_graphs():
+            run = self._readers.runs(graph_id, newest_first=True, limit=1)[0]
+            if self.is_interrupted(run):
+                yield self._whole(graph_id, run)
+
+    def _left_runs(self) -> Iterator[tuple[GraphState, RunState, dict[str, TaskState]]]:
+        """Yield the interrupted runs, and those that ended without one of their finally tasks."""
+        wanted = dict.fromkeys([*self._readers.open_graphs(), *self._readers.graphs_with_finally_left()])
+        for graph_id in wanted:
+            run = self._readers.runs(graph_id, newest_first=True, limit=1)[0]
+            if run.status is not RunStatus.RUNNING or self.is_interrupted(run):
+                yield self._whole(graph_id, run)
+
+    def _whole(self, graph_id: str, run: RunState) -> tuple[GraphState, RunState, dict[str, TaskState]]:
+        found = self._readers.graph_with_tasks(graph_id)
+        if found is None:
+            raise NotFoundError(f"graph {graph_id} is gone; `ttasks verify` says more")
+        return found[0], run, found[1]
+
+    def _is_owed(self, task: TaskState) -> bool:
+        return task.status is TaskStatus.PENDING or self.is_left(task)
+
+    def _graph(self, graph: GraphState, run: RunState, tasks: dict[str, TaskState]) -> Interrupted:
+        is_cancelled = run.cancel_requested_by is not None
+        running, asking, left, owed = list[str](), list[str](), list[str](), list[str]()
+        for member in graph.members.values():
+            task = tasks[member.task]
+            is_given_up = is_cancelled and not member.is_finally
+            if self.is_left(task):
+                then = self.then(task, is_run_cancelled=is_given_up)
+                if then in (Then.AGAIN, Then.WAIT):
+                    running.append(task.id)
+                elif then is Then.PERSON:
+                    asking.append(task.id)
+            elif task.status is TaskStatus.PENDING and not is_given_up:
+                left.append(task.id)
+            if member.is_finally and self._is_owed(task):
+                owed.append(task.id)
+        runner = self._liveness.runner(run.runner)
+        why = run.why if run.status is RunStatus.INTERRUPTED and run.why else gone(runner)
+        heard_at = max(filter(None, (self._heard_at(f"task-{task}") for task in running)), default=None)
+        return Interrupted(
+            kind="graph",
+            id=graph.id,
+            title=graph.title,
+            run=run.run,
+            why=why,
+            heard_at=heard_at or run.finished_at or self._heard_at(f"graph-{graph.id}"),
+            running=tuple(running),
+            asking=tuple(asking),
+            left=tuple(left),
+            owed=tuple(owed),
+            is_cancelled=is_cancelled,
+        )
+
+    def _tasks(self) -> Iterator[Interrupted]:
+        for task in self._readers.claimed_tasks():
+            attempts = self._readers.attempts(task.id)
+            if not self.is_left(task) or (attempts and self._is_in_open_run(attempts[-1].graph, attempts[-1].run)):
+                continue
+            then = self.then(task)
+            yield Interrupted(
+                kind="task",
+                id=task.id,
+                title=task.title,
+                run=None,
+                why=self.why(task),
+                heard_at=self._heard_at(f"task-{task.id}"),
+                running=(task.id,) if then in (Then.AGAIN, Then.WAIT) else (),
+                asking=(task.id,) if then is Then.PERSON else (),
+                left=(),
+                owed=(),
+                is_cancelled=task.cancel_requested_by is not None,
+            )
+
+    def _is_in_open_run(self, graph_id: str | None, number: int | None) -> bool:
+        """True when a run is, or can be, going on: what became of its tasks is told with it."""
+        if graph_id is None:
+            return False
+        runs = self._readers.runs(graph_id, newest_first=True, limit=1)
+        return bool(runs) and runs[0].run == number and runs[0].status in (RunStatus.RUNNING, RunStatus.INTERRUPTED)
+
+    def _heard_at(self, stream: str) -> datetime | None:
+        latest = EventFilter(stream, newest_first=True, limit=1)
+        return next((event.recorded_at for event in self._readers.matching(latest)), None)
