@@ -1,0 +1,169 @@
+"""What a dead runner's attempts left running is found and ended, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from ttasks import SurvivorError
+from ttasks.log import survivors
+from ttasks.log.runner import process_start
+from ttasks.log.survivors import MARK, Leader, end_survivors, mark
+
+LEDGER = f"ledger-of-{os.getpid()}"
+OF_ATTEMPT = mark(LEDGER, 7)
+
+
+class Script:
+    """A bash script in a session of its own that carries the mark of an attempt, and has said a line."""
+
+    def __init__(self, script: str, carries: str | None = OF_ATTEMPT) -> None:
+        env = {**os.environ, MARK: carries} if carries is not None else None
+        self.process = subprocess.Popen(
+            ["bash", "-c", script], env=env, start_new_session=True, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline().strip()
+
+    @property
+    def leader(self) -> Leader:
+        return Leader(self.process.pid, process_start(self.process.pid))
+
+    def end(self) -> None:
+        for pid in [self.process.pid, *(int(word) for word in self.said.split() if word.isdigit())]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.communicate()
+
+
+@pytest.fixture
+def scripts() -> Iterator[Any]:
+    made: list[Script] = []
+
+    def make(*arguments: Any, **named: Any) -> Script:
+        made.append(Script(*arguments, **named))
+        return made[-1]
+
+    yield make
+    for script in made:
+        script.end()
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_script_is_ended_by_the_mark_that_it_carries(scripts: Any) -> None:
+    script = scripts("sleep 1000 & echo $!; wait")
+    ended = end_survivors({OF_ATTEMPT: None})
+    assert ended[OF_ATTEMPT].pids == {script.process.pid, int(script.said)}
+    assert ended[OF_ATTEMPT].signal == "SIGTERM"
+    assert not lives(int(script.said))
+
+
+def test_what_left_the_group_is_found_by_the_mark(scripts: Any) -> None:
+    script = scripts("setsid bash -c 'echo $$; sleep 1000'; true")
+    end_survivors({OF_ATTEMPT: script.leader})
+    assert not lives(int(script.said))
+
+
+def test_what_lost_the_mark_is_found_by_the_group_of_its_leader(scripts: Any) -> None:
+    script = scripts("env -i sleep 1000 & echo $!; wait")
+    end_survivors({OF_ATTEMPT: script.leader})
+    assert not lives(int(script.said))
+
+
+def test_a_script_that_lost_the_mark_itself_is_found_by_its_pid(scripts: Any) -> None:
+    script = scripts("echo ready; sleep 1000", carries=None)
+    assert end_survivors({OF_ATTEMPT: None}) == {}
+    assert script.process.pid in end_survivors({OF_ATTEMPT: script.leader})[OF_ATTEMPT].pids
+
+
+def test_a_group_is_the_attempts_as_long_as_a_process_with_its_mark_is_in_it(scripts: Any) -> None:
+    script = scripts("sleep 1000 & env -i sleep 1000 & echo $!; exec true")
+    leader = script.leader
+    script.process.wait()
+    end_survivors({OF_ATTEMPT: leader})
+    assert not lives(int(script.said))
+
+
+def test_what_does_not_heed_sigterm_is_killed(scripts: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(survivors, "TERM_WAIT_S", 0.1)
+    script = scripts("trap '' TERM; echo $$; while true; do sleep 0.1; done")
+    assert end_survivors({OF_ATTEMPT: None})[OF_ATTEMPT].signal == "SIGKILL"
+    assert not lives(script.process.pid)
+
+
+def test_a_process_that_got_the_leaders_pid_is_left_alone(scripts: Any) -> None:
+    script = scripts("echo $$; sleep 1000", carries=None)
+    assert end_survivors({OF_ATTEMPT: Leader(script.process.pid, "ticks:1")}) == {}
+    assert lives(script.process.pid)
+
+
+def test_other_attempts_are_left_alone(scripts: Any) -> None:
+    other = scripts("echo $$; sleep 1000", carries=mark(LEDGER, 8))
+    another = scripts("echo $$; sleep 1000", carries=mark("another-ledger", 7))
+    assert end_survivors({OF_ATTEMPT: None}) == {}
+    assert lives(other.process.pid)
+    assert lives(another.process.pid)
+
+
+def test_each_process_is_told_with_its_attempt(scripts: Any) -> None:
+    one, two = scripts("echo $$; exec sleep 1000"), scripts("echo $$; exec sleep 1000", carries=mark(LEDGER, 9))
+    ended = end_survivors({OF_ATTEMPT: None, mark(LEDGER, 9): None})
+    assert {name: found.pids for name, found in ended.items()} == {
+        OF_ATTEMPT: {one.process.pid},
+        mark(LEDGER, 9): {two.process.pid},
+    }
+
+
+def test_who_resumes_from_inside_the_attempt_does_not_end_itself() -> None:
+    code = f"from ttasks.log.survivors import *; print(end_survivors({{{OF_ATTEMPT!r}: None}}))"
+    inner = [sys.executable, "-c", code]
+    done = subprocess.run(
+        ["bash", "-c", '"$@"; echo went on', "bash", *inner],
+        env={**os.environ, MARK: OF_ATTEMPT},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "{}\nwent on\n", done.stderr
+
+
+def test_what_can_not_be_ended_is_named(scripts: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(survivors, "TERM_WAIT_S", 0.05)
+    monkeypatch.setattr(survivors, "KILL_WAIT_S", 0.05)
+    monkeypatch.setattr(survivors, "_send", lambda process, number: None)  # as where it is another user's
+    script = scripts("echo $$; exec sleep 1000")
+    with pytest.raises(SurvivorError, match=f"process {script.process.pid}") as refusal:
+        end_survivors({OF_ATTEMPT: None})
+    assert refusal.value.pids == (script.process.pid,)
+
+
+def test_signals_that_come_too_late_or_are_not_allowed_are_no_error(monkeypatch: Any) -> None:
+    class Gone:
+        def terminate(self) -> None:
+            raise psutil.NoSuchProcess(1)
+
+        def kill(self) -> None:
+            raise psutil.AccessDenied(1)
+
+    survivors._send(Gone(), "SIGTERM")  # type: ignore[arg-type]
+    survivors._send(Gone(), "SIGKILL")  # type: ignore[arg-type]
+    assert survivors._groups_of(2**22 + 1) == ()
+
+
+def test_where_nothing_is_asked_for_nothing_is_ended() -> None:
+    assert end_survivors({}) == {}
