@@ -27,6 +27,7 @@ from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
+from ttasks.public import public
 from ttasks.state.graph import GraphState
 from ttasks.state.task import TaskState
 from ttasks.stores.recording import Entry, record
@@ -427,5 +428,4 @@ class PastStore(LedgerStore):
         return f"PastStore({self._readers.path or MEMORY}, position {self.position})"
 
 
-for _public in (SQLiteStore, PastStore):
-    _public.__module__ = "ttasks"
+public(SQLiteStore, PastStore)
