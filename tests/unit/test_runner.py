@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -77,6 +78,18 @@ def test_a_process_that_is_gone_has_no_start(ended_pid: int) -> None:
     assert runner.process_start(ended_pid) is None
 
 
+def test_a_process_that_goes_while_it_is_looked_at_has_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+
+    def read_late(path: Path) -> bytes:
+        with path.open("rb") as file:
+            child.communicate()
+            return file.read()  # what the kernel says of it by now: no such process
+
+    monkeypatch.setattr(Path, "read_bytes", read_late)
+    assert runner.process_start(child.pid) is None
+
+
 @pytest.mark.usefixtures("deleted_folder")
 def test_who_runs_in_a_deleted_folder_says_so_and_is_in_no_checkout() -> None:
     assert runner.describe_runner().cwd == "(deleted)"
@@ -92,6 +105,12 @@ def test_where_there_is_no_git_only_the_root_of_the_checkout_is_known(
 
 def registered() -> RunnerState:
     return apply(None, runner.describe_runner(), runner_id="r", position=2, recorded_at=NOW)
+
+
+def test_whether_a_runner_of_another_host_lives_can_not_be_known() -> None:
+    assert runner.is_alive(registered()) is True
+    assert runner.is_alive(replace(registered(), pid=2**22 + 1)) is False
+    assert runner.is_alive(replace(registered(), host="elsewhere")) is None
 
 
 def test_an_event_from_the_future_that_may_be_passed_over_leaves_a_runner_as_it_was() -> None:
