@@ -7,13 +7,11 @@ says whether anything was written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from subprocess import CompletedProcess
 
-if TYPE_CHECKING:
-    from pathlib import Path
-    from subprocess import CompletedProcess
-
-    from ttasks.model.result import TaskResult
+import ttasks
+from ttasks.public import public
 
 
 class TtasksError(Exception):
@@ -147,7 +145,7 @@ class LedgerUnwritableError(LedgerError):
     task's handle keeps it as pending, and a later `save` records it.
     """
 
-    def __init__(self, message: str, result: TaskResult | None = None) -> None:
+    def __init__(self, message: str, result: ttasks.TaskResult | None = None) -> None:
         super().__init__(message)
         self.result = result
 
@@ -208,6 +206,4 @@ def words(error: BaseException) -> str:
         return f"{type(error).__name__}, which has no text: {odd!r}"
 
 
-for _error in list(vars().values()):
-    if isinstance(_error, type) and issubclass(_error, TtasksError):
-        _error.__module__ = "ttasks"  # as tracebacks name it, and the only place to import it from
+public(*(each for each in vars().values() if isinstance(each, type) and issubclass(each, TtasksError)))

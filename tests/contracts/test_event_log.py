@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -34,7 +35,7 @@ from ttasks.log.files import lock_path
 from ttasks.log.lock import WriterLock
 from ttasks.log.projection import TaskFold
 from ttasks.log.reading import Readers
-from ttasks.log.transaction import Appended, Batch, Owned, Transaction
+from ttasks.log.transaction import Appended, Batch, Owned, OwnedRun, Transaction
 from ttasks.log.verify import rebuild, verify
 from ttasks.state.task import TaskState, snapshot
 from ttasks.version import __version__
@@ -282,6 +283,42 @@ def test_a_request_for_what_does_not_exist_is_refused(log: EventLog) -> None:
         log.append(Batch("task-t", [f.TaskCancelRequested("ann")], None))
 
 
+@pytest.mark.parametrize(
+    ("history", "run"),
+    [
+        ([graph_created()], 1),
+        ([graph_created(), run_started(), f.GraphRunFinished(1, f.RunStatus.FAILED)], 1),
+        ([graph_created(), run_started(), f.GraphRunFinished(1, f.RunStatus.FAILED), run_started(2)], 1),
+    ],
+    ids=["never started", "over", "an earlier one"],
+)
+def test_facts_of_a_run_that_does_not_go_on_are_refused(log: EventLog, history: Sequence[Fact], run: int) -> None:
+    log.append(Batch("graph-g", history, 0))
+
+    with pytest.raises(StreamConflictError, match=f"run {run} of graph-g is not this process's any more"):
+        log.append(Batch("graph-g", [f.GraphCancelRequested("ann", "")], OwnedRun(run)))
+
+    assert len(contents(log)) == len(history)
+
+
+def test_facts_of_a_run_are_only_for_the_process_that_runs_it(path: Path) -> None:
+    with closing(EventLog.open(path)) as runs_it:
+        runs_it.append(Batch("graph-g", [graph_created(), run_started()], 0))
+        runs_it.append(Batch("graph-g", [f.GraphCancelRequested("ann", "")], OwnedRun(1)))
+
+    with closing(EventLog.open(path)) as another:  # opened anew, this process is another runner
+        with pytest.raises(StreamConflictError, match=r"is not this process's any more \(the last is GraphCancelRe"):
+            another.append(Batch("graph-g", [f.GraphCancelRequested("bob", "")], OwnedRun(1)))
+        assert len(contents(another)) == 3
+
+
+def test_facts_of_a_run_are_not_for_a_task(log: EventLog) -> None:
+    log.append(Batch("task-t", [created(), started()], 0))
+
+    with pytest.raises(StreamConflictError, match="run 1 of task-t"):
+        log.append(Batch("task-t", [OUTPUT], OwnedRun(1)))
+
+
 # --- the envelope --------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +456,27 @@ def test_what_goes_wrong_with_describing_the_runner_is_no_failure_of_the_append(
     assert contents(log) == [("task-t", 1, "TaskCreated")]
 
 
+def test_a_program_that_ends_without_closing_waits_a_moment_for_its_description(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    subprocess.run(["git", "init", "-q", str(here)], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    slow_git = tmp_path / "bin" / "git"  # a fake: the real one, only slower
+    slow_git.parent.mkdir()
+    slow_git.write_text(f'#!/bin/sh\nsleep 0.1\nPATH={os.environ["PATH"]} exec git "$@"\n', "utf-8")
+    slow_git.chmod(0o755)
+
+    run_forking(
+        here,
+        f"os.environ['PATH'] = {str(slow_git.parent)!r} + ':' + os.environ['PATH']",
+        "only_opened = EventLog.open(Path('other.db'))",
+        "log = EventLog.open(Path('ledger.db'))",
+        "log.append(new('a'))",
+    )
+
+    runner = Readers.open(here / "ledger.db").runner(2)
+    assert runner is not None
+    assert runner.git_root == str(here)
+
+
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +532,16 @@ def test_who_reads_page_by_page_sees_what_is_appended_meanwhile(log: EventLog, m
 
 def test_the_version_of_a_stream_counts_its_events(three: EventLog) -> None:
     assert [three.readers.version(stream) for stream in ("task-a", "task-b", "task-c")] == [3, 1, 0]
+
+
+def test_what_an_attempt_returned_is_not_what_another_returned_before_it(log: EventLog) -> None:
+    (appended,) = log.append(Batch("task-t", [created(), started(), ended(f.TaskFailed)], 0))
+    failed = f.TaskImported(snapshot(appended.state))
+    log.append(Batch("task-u", [created(), started(), ended(f.TaskSucceeded, output="first")], 0))
+    log.append(Batch("task-u", [failed, started(2), ended(f.TaskSucceeded, 2, output="second")], 3))
+
+    assert log.readers.returned("u", 2) == "second"
+    assert log.readers.returned("u", 3) is None
 
 
 def test_what_another_opening_appended_is_read_and_followed(path: Path) -> None:
@@ -818,6 +886,25 @@ def test_ctrl_c_right_after_a_commit_concerns_only_who_it_hit(log: EventLog, com
     check_only_one_was_interrupted(log, callers, is_written=True)
 
 
+def test_ctrl_c_right_after_a_commit_leaves_no_older_state_of_its_streams(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(new_task("t"))
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Transaction, "_keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.append(Batch("task-t", [started()], 1))
+
+    log.append(Batch("task-t", [OUTPUT], Owned(1)))
+
+    assert contents(log) == [("task-t", 1, "TaskCreated"), ("task-t", 2, "TaskStarted"), ("task-t", 3, "TaskOutput")]
+    check_sound(log)
+
+
 def test_ctrl_c_while_waiting_for_another_process_concerns_only_who_it_hit(
     file_log: EventLog, commits: Commits
 ) -> None:
@@ -989,6 +1076,39 @@ def test_rows_whose_refill_fails_stay_as_they_were(log: EventLog) -> None:
     check_sound(log)
 
 
+def test_rows_whose_refill_fills_the_disk_stay_as_they_were(log: EventLog) -> None:
+    log.append(new_task())
+    connection = log._connection
+    assert connection is not None
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+
+    def refill(connection: sqlite3.Connection) -> int:
+        connection.execute("CREATE TABLE big (content)")
+        with pytest.raises(sqlite3.OperationalError, match="full") as full:
+            connection.execute("INSERT INTO big VALUES (zeroblob(1000000))")
+        assert not connection.in_transaction, "SQLite has rolled back by itself"
+        raise full.value
+
+    with pytest.raises(LedgerUnwritableError, match="full; nothing was written"):
+        log.replace_rows(["tasks"], refill)
+
+    assert log.readers.ids("tasks") == ["t"]
+    connection.execute("PRAGMA max_page_count = 1000000")
+    log.append(new_task("u"))
+    check_sound(log)
+
+
+def test_rows_are_not_replaced_in_a_file_that_has_lost_its_name(path: Path) -> None:
+    with closing(EventLog.open(path)) as log:
+        log.append(new_task())
+        kept = path.rename(path.with_name("kept.db"))
+        with pytest.raises(LedgerUnwritableError, match="was deleted or replaced while it was in use"):
+            rebuild(log)
+        kept.rename(path)
+        assert rebuild(log) == len(list(log.readers.events()))
+
+
 def test_streams_go_on_where_more_were_written_than_are_kept_in_memory(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1009,6 +1129,20 @@ def test_a_ledger_whose_first_event_is_another_is_not_opened(path: Path) -> None
         EventLog.open(path)
     with pytest.raises(DamagedLedgerError, match="event 1 "):
         Readers.open(path).ledger()
+
+
+def test_a_ledger_whose_first_event_is_gone_is_not_opened(path: Path) -> None:
+    with closing(EventLog.open(path)) as log:
+        log.append(new_task())
+    with closing(sqlite3.connect(path)) as stranger, stranger:
+        stranger.execute("DROP TRIGGER events_are_never_removed")
+        stranger.execute("DELETE FROM events WHERE position = 1")
+    with pytest.raises(DamagedLedgerError, match="event 1 is not a LedgerCreated; nothing was written"):
+        EventLog.open(path)
+    with closing(Readers.open(path)) as readers:
+        with pytest.raises(DamagedLedgerError, match="event 1 is not a LedgerCreated"):
+            readers.ledger()
+        assert [event.position for event in readers.events()] == [2, 3]
 
 
 @pytest.mark.parametrize("kind", ["task", "graph", "runner"])
@@ -1056,6 +1190,21 @@ def test_an_append_goes_on_as_soon_as_a_stranger_lets_go(path: Path) -> None:
     caller.finish()
     assert caller.raised is None
     log.close()
+
+
+def test_a_ledger_in_memory_that_nobody_holds_any_more_is_closed() -> None:
+    log = EventLog.open(None)
+    log.append(new_task())
+    connection = log._connection
+    assert connection is not None
+    assert log._describer is not None
+    log._describer.join(WAIT_S)
+
+    del log
+    gc.collect()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 # --- secrets -------------------------------------------------------------------------------------------------------
@@ -1139,7 +1288,7 @@ def run_forking(folder: Path, *lines: str) -> str:
         [sys.executable, "-c", textwrap.dedent(program) + "\n".join(lines)],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
 
@@ -1246,3 +1395,103 @@ def test_a_ledger_in_memory_can_not_be_used_in_a_forked_child(outside_git: Path)
     )
 
     assert said.count("this ledger was in memory, and is gone") == 2
+
+
+def test_a_child_that_has_not_used_the_ledger_can_close_it(outside_git: Path) -> None:
+    run_forking(
+        outside_git,
+        "log = EventLog.open(Path('ledger.db'))",
+        "log.append(new('before'))",
+        "child = os.fork()",
+        "if child == 0:",
+        "    log.close()",
+        "    os._exit(0)",
+        "assert wait_for(child) == 0",
+        "log.append(new('after'))",
+        "assert verify(log.readers).problems == []",
+        "log.close()",
+    )
+
+    names = [event.stream for event in Readers.open(outside_git / "ledger.db").events(type="TaskCreated")]
+    assert names == ["task-before", "task-after"]
+
+
+def test_a_child_does_not_write_into_another_ledger_that_took_the_place_of_its_parents(outside_git: Path) -> None:
+    said = run_forking(
+        outside_git,
+        "from ttasks.errors import LedgerUnwritableError",
+        "log = EventLog.open(Path('ledger.db'))",
+        "log.append(new('before'))",
+        "EventLog.open(Path('other.db')).close()",
+        "wait, go = os.pipe()",
+        "child = os.fork()",
+        "if child == 0:",
+        "    os.read(wait, 1)",
+        "    for name in ('first', 'again'):",
+        "        try:",
+        "            log.append(new(name))",
+        "        except LedgerUnwritableError as error:",
+        "            print(error, flush=True)",
+        "    os._exit(0)",
+        "log.close()",
+        "os.replace('other.db', 'ledger.db')",
+        "os.write(go, b'1')",
+        "assert wait_for(child) == 0",
+    )
+
+    assert said.count("ledger.db is not the ledger it was: it was replaced. Nothing was written") == 2
+    assert [event.type for event in Readers.open(outside_git / "ledger.db").events()] == ["LedgerCreated"]
+
+
+def test_a_fork_does_not_wait_for_as_long_as_an_append_waits_for_a_stranger(outside_git: Path) -> None:
+    run_forking(
+        outside_git,
+        "import threading, time",
+        "from ttasks.log import event_log",
+        "from ttasks.log.lock import WriterLock",
+        "event_log.FORK_WAIT_S = 0.05",
+        "log = EventLog.open(Path('ledger.db'))",
+        "log.append(new('before'))",
+        "stranger = WriterLock(Path('ledger.db-lock'))",
+        "assert stranger.acquire(0)",
+        "thread = threading.Thread(target=lambda: log.append(new('parent')))",
+        "thread.start()",
+        "while log._connection_lock.acquire(blocking=False):",
+        "    log._connection_lock.release()",
+        "    time.sleep(0.001)",
+        "child = os.fork()",
+        "stranger.close()  # in both: a lock is held until nobody has it open",
+        "if child == 0:",
+        "    log.append(new('child'))",
+        "    os._exit(0)",
+        "thread.join()",
+        "assert wait_for(child) == 0",
+        "log.append(new('after'))",
+        "assert verify(log.readers).problems == []",
+        "log.close()",
+    )
+
+    names = {event.stream for event in Readers.open(outside_git / "ledger.db").events(type="TaskCreated")}
+    assert names == {"task-before", "task-parent", "task-child", "task-after"}
+
+
+def test_a_child_that_was_forked_inside_a_question_leaves_its_parents_connection_alone(outside_git: Path) -> None:
+    run_forking(
+        outside_git,
+        "log = EventLog.open(Path('ledger.db'))",
+        "log.append(new('before'))",
+        "lent = []",
+        "def question(connection):",
+        "    lent.append(connection)",
+        "    return os.fork()",
+        "child = log.readers.ask(question)",
+        "if child == 0:",
+        "    assert log.readers._idle == []",
+        "    lent[0].execute('SELECT 1')  # it is open: closing it here would let go of the parent's locks",
+        "    assert log.readers.task('before').title == 'before'",
+        "    os._exit(0)",
+        "assert wait_for(child) == 0",
+        "assert [connection for connection, _ in log.readers._idle] == lent",
+        "assert log.readers.task('before').title == 'before'",
+        "log.close()",
+    )

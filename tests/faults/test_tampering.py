@@ -22,14 +22,15 @@ from click.testing import CliRunner
 from ledgers import GUARDS, contents, forge, lawless, make_ledger, rehash, tampering
 from strategies import created
 from ttasks.cli.app import command
-from ttasks.errors import DamagedLedgerError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError
 from ttasks.events.facts import RunnerStarted
 from ttasks.log.event_log import EventLog
 from ttasks.log.projection import TABLES, key_columns
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import Readers
 from ttasks.log.transaction import Batch
-from ttasks.log.verify import PROBLEMS_MAX
+from ttasks.log.verify import PROBLEMS_MAX, rebuild
+from ttasks.log.verify import verify as check
 
 COLUMNS = ENVELOPE.split(", ")
 CAMPAIGN = os.environ.get("TTASKS_CAMPAIGN") == "full"
@@ -412,6 +413,18 @@ def test_a_forged_event_that_can_follow_is_not_what_the_rows_say(ledger: Path) -
     assert 'status is "failed", its events say "cancelled"' in verdict.output
 
 
+def test_a_forged_snapshot_that_is_no_task_shows_whatever_its_hash(ledger: Path, last: int) -> None:
+    with tampering(ledger) as connection:
+        forge(connection, "task-new", "TaskImported", '{"state":{"status":"exploded"}}')
+
+    verdict = verify(ledger)
+
+    assert verdict.first == ("form", last + 1)
+    assert (
+        "its data is not that of a TaskImported: ValueError(\"'exploded' is not a valid TaskStatus\")" in verdict.output
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "position", "text"),
     [
@@ -591,6 +604,17 @@ def test_a_ledger_without_any_events_is_not_complete(ledger: Path) -> None:
     assert verdict.problems[0] == ("completeness", None)
     assert "it has no events at all, not even its first" in verdict.output
     assert ("rows", None) in verdict.problems
+
+
+def test_who_asks_for_the_last_event_of_a_log_without_any_is_told_so(ledger: Path) -> None:
+    with tampering(ledger) as connection:
+        connection.execute("DELETE FROM events")
+
+    with (
+        contextlib.closing(Readers.open(ledger)) as readers,
+        pytest.raises(DamagedLedgerError, match="has no events at all, not even its first"),
+    ):
+        readers.head_position()
 
 
 def test_a_ledger_that_was_emptied_is_not_begun_anew(ledger: Path) -> None:
@@ -889,6 +913,71 @@ def test_an_index_that_says_something_else_than_the_log_is_found(ledger: Path) -
 
     assert {promise for promise, _ in verdict.problems} == {"file"}
     assert "sqlite_autoindex_events_1" in verdict.output
+
+
+def test_a_file_that_is_damaged_while_it_is_open_is_reported_so(ledger: Path) -> None:
+    content = ledger.read_bytes()
+    with contextlib.closing(Readers.open(ledger)) as readers:
+        assert check(readers).is_clean
+        ledger.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+
+        report = check(readers)
+
+    assert [(problem.promise, problem.position) for problem in report.problems] == [("file", None)]
+    assert "nothing was compared" in report.problems[0].text
+
+
+def test_a_header_with_a_wal_beside_it_that_nobody_can_read_is_named_by_who_opens_it(ledger: Path) -> None:
+    content = bytearray(ledger.read_bytes())
+    content[16:18] = b"\0\3"  # no size that pages can have
+    ledger.write_bytes(content)
+    wal = ledger.with_name("ledger.db-wal")
+    wal.write_bytes(b"x" * 5000)
+
+    with pytest.raises(DamagedLedgerError, match="file is not a database"):
+        Readers.open(ledger)
+    with pytest.raises(LedgerUnwritableError, match="file is not a database; nothing was written"):
+        EventLog.open(ledger)
+
+    assert ledger.read_bytes() == content
+
+
+# --- what is no damage ----------------------------------------------------------------------------------------------
+
+
+def interrupt_at(connection: sqlite3.Connection, part: str) -> None:
+    """Let SQLite be interrupted once, as soon as it works on a statement that has `part` in it."""
+    began: list[str] = []
+    connection.set_trace_callback(lambda statement: began.append(statement) if part in statement else None)
+    connection.set_progress_handler(lambda: bool(began and began.pop()), 1)
+
+
+ALL_EVENTS = "FROM events ORDER BY position"
+PARTS = [ALL_EVENTS, *(f"FROM {table}" for table in TABLES), "FROM sqlite_schema", "integrity_check"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_can_not_be_read_for_a_passing_reason_is_no_problem_of_the_ledger(ledger: Path, part: str) -> None:
+    with contextlib.closing(Readers.open(ledger)) as readers:
+        with readers.connection() as lent:
+            interrupt_at(lent, part)
+
+        with pytest.raises(LedgerUnwritableError, match="can't be read: interrupted"):
+            check(readers)
+
+        assert check(readers).is_clean
+
+
+def test_rows_are_not_said_to_be_damaged_where_the_log_can_not_be_read_for_a_passing_reason(ledger: Path) -> None:
+    before = contents(ledger)
+    with contextlib.closing(EventLog.open(ledger)) as log:
+        assert log._connection is not None
+        interrupt_at(log._connection, ALL_EVENTS)
+
+        with pytest.raises(LedgerUnwritableError, match="can't be written: interrupted; nothing was written"):
+            rebuild(log)
+
+    assert contents(ledger) == before
 
 
 def test_a_header_that_is_none_is_refused_by_name(ledger: Path) -> None:

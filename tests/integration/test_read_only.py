@@ -242,6 +242,28 @@ def test_reading_without_locks_notices_who_writes_meanwhile_and_reads_again(path
     readers.close()
 
 
+def test_what_can_not_be_read_without_locks_while_somebody_writes_is_read_again(path: Path) -> None:
+    task, _ = fill(path)
+    content = path.read_bytes()
+    readers = Readers.open(path)
+    failed: list[sqlite3.DatabaseError] = []
+
+    def question(connection: sqlite3.Connection) -> str:
+        if not failed:
+            path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # half written
+        try:
+            (title,) = connection.execute("SELECT title FROM tasks WHERE id = ?", (task.id,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            failed.append(error)
+            path.write_bytes(content)
+            raise
+        return str(title)
+
+    assert readers.ask(question) == "told"
+    assert len(failed) == 1
+    readers.close()
+
+
 def test_reading_without_locks_gives_up_when_somebody_writes_each_time(path: Path) -> None:
     fill(path)
     readers = Readers.open(path)

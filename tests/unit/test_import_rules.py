@@ -6,7 +6,9 @@ import inspect
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ForwardRef, get_type_hints
 
 import pytest
 
@@ -74,6 +76,46 @@ def test_a_public_class_shows_the_name_that_it_is_imported_by(name: str) -> None
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_public_class_can_be_pickled_by_its_name(name: str) -> None:
     assert pickle.loads(pickle.dumps(getattr(ttasks, name))) is getattr(ttasks, name)
+
+
+def public_functions(name: str) -> Iterator[Any]:
+    """Yield the public functions of a public class, those of its properties too, or the function of that name."""
+    thing = getattr(ttasks, name)
+    yield from [thing] if inspect.isfunction(thing) else []
+    for member, found in inspect.getmembers_static(thing) if inspect.isclass(thing) else []:
+        functions = [found.fget, found.fset] if isinstance(found, property) else [getattr(found, "__func__", found)]
+        if not member.startswith("_") or member == "__init__":
+            yield from filter(inspect.isfunction, functions)
+
+
+@pytest.mark.parametrize("name", ttasks.__all__)
+def test_the_type_hints_of_a_public_name_are_types(name: str) -> None:
+    hints = [get_type_hints(each) for each in public_functions(name)]
+    hints += [get_type_hints(getattr(ttasks, name))] if name in CLASSES else []
+
+    assert not [hint for each in hints for hint in each.values() if isinstance(hint, str | ForwardRef)]
+
+
+def test_the_type_hints_of_a_dataclass_name_each_field_and_its_type() -> None:
+    hints = get_type_hints(ttasks.TaskResult)
+
+    assert list(hints) == list(ttasks.TaskResult.__dataclass_fields__)
+    assert (hints["status"], hints["error"]) == (ttasks.TaskStatus, str | None)
+    assert get_type_hints(ttasks.TaskEvent)["task"] is ttasks.Task
+    assert get_type_hints(ttasks.TaskGraph.run)["executor"] is ttasks.TaskExecutor
+
+
+def test_type_hints_are_there_also_where_nobody_used_the_public_name(tmp_path: Path) -> None:
+    said = python(
+        "from typing import get_type_hints",
+        "from ttasks import InMemoryStore, Task, TaskExecutor",
+        "with InMemoryStore() as store, TaskExecutor(store) as executor:",
+        "    result = executor.execute(Task.bash('true'))",
+        "print(get_type_hints(type(result))['started_at'])",
+        at=tmp_path,
+    )
+
+    assert said == "<class 'datetime.datetime'>"
 
 
 def test_all_holds_what_the_contract_names() -> None:

@@ -77,6 +77,18 @@ def test_a_process_that_is_gone_has_no_start(ended_pid: int) -> None:
     assert runner.process_start(ended_pid) is None
 
 
+def test_a_process_that_goes_while_it_is_looked_at_has_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+
+    def read_late(path: Path) -> bytes:
+        with path.open("rb") as file:
+            child.communicate()
+            return file.read()  # what the kernel says of it by now: no such process
+
+    monkeypatch.setattr(Path, "read_bytes", read_late)
+    assert runner.process_start(child.pid) is None
+
+
 @pytest.mark.usefixtures("deleted_folder")
 def test_who_runs_in_a_deleted_folder_says_so_and_is_in_no_checkout() -> None:
     assert runner.describe_runner().cwd == "(deleted)"

@@ -263,6 +263,11 @@ def test_nothing_of_a_succeeded_task_can_be_revised(field: str) -> None:
         decide.revise(state, field, getattr(state, field))
 
 
+def test_a_revision_that_was_recorded_after_the_success_can_not_follow() -> None:
+    with pytest.raises(TransitionError, match="SUCCEEDED tasks are immutable: task t can't be revised any more"):
+        apply(by_hand(SUCCEEDED), f.TaskRevised({"title": "another"}), task_id="t", version=9)
+
+
 @pytest.mark.parametrize("status", [status for status in TaskStatus if status is not SUCCEEDED])
 def test_until_it_has_succeeded_a_task_can_be_revised(status: TaskStatus) -> None:
     state = by_hand(status)

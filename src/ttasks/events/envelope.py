@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ttasks.events.facts import Fact
+from ttasks.public import public
 
 
 @dataclass(frozen=True)
@@ -75,5 +76,4 @@ def recorded_event(**columns: Any) -> RecordedEvent:
     return event
 
 
-for _public in (OpaqueEvent, RecordedEvent):
-    _public.__module__ = "ttasks"
+public(OpaqueEvent, RecordedEvent)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from ttasks.public import public
+
 
 class TaskStatus(StrEnum):
     """Where a task stands. SPEC §2.1 has the table of transitions; `ttasks.state.transitions` is that table."""
@@ -69,5 +71,4 @@ class TerminationReason(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-for _public in (TaskStatus, TaskType, RunStatus):
-    _public.__module__ = "ttasks"
+public(TaskStatus, TaskType, RunStatus)

@@ -10,6 +10,7 @@ from ttasks.errors import TaskCancelled
 from ttasks.events.status import TaskStatus, TaskType
 from ttasks.handlers.kept import Kept, WholeText
 from ttasks.model.task import Task
+from ttasks.public import public
 
 ProgressEmitter = Callable[[float | None, str | None], None]
 
@@ -175,4 +176,4 @@ class DetachedPort:
         """Nothing: nobody records."""
 
 
-TaskContext.__module__ = "ttasks"
+public(TaskContext)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from ttasks.errors import TaskExecutionError
 from ttasks.handlers.context import TaskContext
 from ttasks.model.checks import check_number
+from ttasks.public import public
 
 Handler = Callable[[TaskContext], Any]
 
@@ -63,5 +64,4 @@ class CopilotAgentSession:
         """Nothing: it never opens."""
 
 
-for _public in (make_copilot_prompt_handler, make_copilot_agent_handler, CopilotAgentSession):
-    _public.__module__ = "ttasks"
+public(make_copilot_prompt_handler, make_copilot_agent_handler, CopilotAgentSession)

@@ -93,7 +93,6 @@ class EventLog:
         self._watchers: dict[str, Callable[[], None]] = {}
         self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
-        self._is_described = False
         self._runner_lock: RunnerLock | None = None
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -164,30 +163,31 @@ class EventLog:
     def _connect(self) -> None:
         if self.path is None and self.ledger != "":
             raise LedgerError("this ledger was in memory, and is gone: it was closed, or this is a forked process")
+        version = identity = None
         if self.path is not None:
             version = files.schema_version(self.path)
             if version is None:
                 files.create(self.path)
-            connection = files.open_writer(self.path, durability=self.durability)
+        connection = files.open_writer(self.path, durability=self.durability)
+        try:
             if version is not None and version < SCHEMA_VERSION:
-                try:
-                    files.upgrade(connection)
-                except BaseException:
-                    connection.close()
-                    raise
-            status = self.path.stat()
-            self._identity = (status.st_dev, status.st_ino)
-        else:
-            connection = files.open_writer(None, durability=self.durability)
-        connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout * 1000)}")
-        self._connection = connection
-        self._transaction = Transaction(connection)
-        if self._transaction.is_empty():
-            created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
-            self._transaction.commit([[first_event(created)]], clock.now, [])
-        first = self._transaction.ledger()
-        if self.ledger not in ("", first.ledger):
-            raise LedgerUnwritableError(f"{self.path} is not the ledger it was: it was replaced. Nothing was written")
+                files.upgrade(connection)
+            if self.path is not None:
+                status = self.path.stat()
+                identity = status.st_dev, status.st_ino
+            connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout * 1000)}")
+            transaction = Transaction(connection)
+            if transaction.is_empty():
+                created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
+                transaction.commit([[first_event(created)]], clock.now, [])
+            first = transaction.ledger()
+            if self.ledger not in ("", first.ledger):
+                text = f"{self.path} is not the ledger it was: it was replaced. Nothing was written"
+                raise LedgerUnwritableError(text)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._transaction, self._identity = connection, transaction, identity
         self.ledger, self._digest_key = first.ledger, first.digest_key
 
     def close(self) -> None:
@@ -299,10 +299,7 @@ class EventLog:
         """
         try:
             with self._connection_lock, self._locked():
-                if self._transaction is None:
-                    self._connect()
-                assert self._transaction is not None
-                return self._transaction.replace_rows(tables, refill)
+                return self._writer().replace_rows(tables, refill)
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
 
@@ -363,25 +360,32 @@ class EventLog:
                 request.appended = outcome
 
     def _commit_together(self, group: list[_Request], committed: list[Outcomes]) -> None:
+        registers: str | None = None
         try:
             with self._connection_lock, self._locked():
-                if self._connection is None:
-                    self._connect()
-                elif not self._is_in_place():
-                    # SQLite would go on writing into a file that has lost its name, and lose it with the process.
-                    raise LedgerUnwritableError(
-                        f"the ledger {self.path} was deleted or replaced while it was in use; nothing was written. "
-                        "Put it back, or open the new one"
-                    )
-                assert self._transaction is not None
+                writer = self._writer()
                 wanted = [request.batches for request in group]
-                if self._transaction.runner is None:
-                    wanted.insert(0, [runner_started(*self._register(), self._digest_key, self.redaction)])
-                self._transaction.commit(wanted, clock.now, committed)
+                if writer.runner is None:
+                    registers, started = self._register()
+                    wanted.insert(0, [runner_started(registers, started, self._digest_key, self.redaction)])
+                writer.commit(wanted, clock.now, committed)
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
-        if not self._is_described:
-            self._describe_runner()
+        if registers is not None:
+            self._describe_runner(registers, writer.runner)
+
+    def _writer(self) -> Transaction:
+        """Return what writes into the ledger, for a caller who holds both locks."""
+        if self._connection is None:
+            self._connect()
+        elif not self._is_in_place():
+            # SQLite would go on writing into a file that has lost its name, and lose it with the process.
+            raise LedgerUnwritableError(
+                f"the ledger {self.path} was deleted or replaced while it was in use; nothing was written. "
+                "Put it back, or open the new one"
+            )
+        assert self._transaction is not None
+        return self._transaction
 
     def _register(self) -> tuple[str, RunnerStarted]:
         """Return what registers this process; from before that is recorded its lock says that it lives."""
@@ -434,23 +438,15 @@ class EventLog:
             if heard is not None:
                 heard()
 
-    def _describe_runner(self) -> None:
+    def _describe_runner(self, stream: str, position: int | None) -> None:
         """Find out about the git checkout in a thread: it can take long, and no run waits for it."""
-        self._is_described = True
-        position = self._transaction.runner if self._transaction is not None else None
-        if position is None:
-            return
 
         def describe() -> None:
             # A ledger that went away meanwhile, or a folder that can't be looked into, lacks only this.
             with contextlib.suppress(LedgerError, OSError):
                 root = git_root()
-                if root is None:
-                    return
-                fact = describe_git(root)
-                runner = self.readers.runner(position)
-                if runner is not None:
-                    self.append(Batch(f"runner-{runner.id}", [fact], None, position))
+                if root is not None:
+                    self.append(Batch(stream, [describe_git(root)], None, position))
 
         self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
         self._describer.start()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -92,12 +93,12 @@ def _version_in_wal(path: Path) -> int:
     now = Fingerprint.of(path)
     if now.wal is None or now.wal[1] == 0:
         return 0
+    address, *first = _beside_wal(path, now)
     try:
-        with contextlib.closing(_connect(*_beside_wal(path, now), timeout=1)) as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        with contextlib.closing(_connect(address, timeout=1)) as connection:
+            return _read_version(connection, first)
     except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
         return 0
-    return int(version)
 
 
 def another_version(path: Path, version: int) -> NotALedgerError:
@@ -231,22 +232,23 @@ def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
     return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
-def _connect(address: str, *first: str, timeout: float = 30) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
-    try:
-        for statement in first:
-            connection.execute(statement).fetchall()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _connect(address: str, *, timeout: float = 30) -> sqlite3.Connection:
+    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+
+
+def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
+    """Execute what is to come first, and return the schema version."""
+    for statement in first:
+        connection.execute(statement).fetchall()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _connect_reader(path: Path, address: str, *first: str) -> sqlite3.Connection:
-    connection = _connect(address, *first)
+    connection = _connect(address)
     try:
         connection.execute("PRAGMA query_only = 1")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        version = _read_version(connection, first)
         if version != SCHEMA_VERSION:
             raise another_version(path, version)
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()

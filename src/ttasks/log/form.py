@@ -44,9 +44,9 @@ def envelope_problem(row: tuple[Any, ...]) -> str | None:
     Texts in it that are not UTF-8 hold lone surrogates (``surrogateescape``).
     """
     if tuple(map(type, row)) not in _USUAL:
-        for column, value, allowed in zip(COLUMNS, row, _STORED, strict=True):
-            if type(value) not in allowed:
-                return f"its {column} is {_CLASSES[type(value)]}, not {_CLASSES[allowed[0]]}"
+        columns = zip(COLUMNS, map(type, row), _STORED, strict=True)
+        column, stored, allowed = next(each for each in columns if each[1] not in each[2])
+        return f"its {column} is {_CLASSES[stored]}, not {_CLASSES[allowed[0]]}"
     if not (row[1] + row[3] + row[5] + row[8]).isascii():
         for column, value in zip(COLUMNS, row, strict=True):
             if isinstance(value, str) and not _is_utf8(value):

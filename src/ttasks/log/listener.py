@@ -31,8 +31,7 @@ class Listener:
     def stop(self) -> None:
         """Listen no more."""
         self._over.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
 
     def _listen(self) -> None:
         seen = 0

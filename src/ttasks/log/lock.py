@@ -61,8 +61,8 @@ class WriterLock:
 
     def release(self) -> None:
         """Let the next one in."""
-        if self._descriptor is not None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        assert self._descriptor is not None
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Give up the side file, and with it the lock."""

@@ -5,7 +5,9 @@ What is checked may be anything that somebody with the file got into it: nothing
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, Literal
@@ -122,8 +124,21 @@ def _verify(connection: sqlite3.Connection, report: Report, head: str | None) ->
     log = _LogCheck(report, head)
     if log.read(connection):
         _check_rows(connection, log, report)
-    _check_schema(connection, report)
-    _check_file(connection, report)
+    with _reporting_damage(report, "schema", "it"):
+        _check_schema(connection, report)
+    with _reporting_damage(report, "file", "it"):
+        _check_file(connection, report)
+
+
+@contextlib.contextmanager
+def _reporting_damage(report: Report, promise: Promise, what: str) -> Iterator[None]:
+    """Let what can't be read be a problem in the report, where that is for what is in the file."""
+    try:
+        yield
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        report._add(promise, None, f"{what} can't be read: {' '.join(str(error).split())}")
 
 
 def _as_stored(text: bytes) -> str:
@@ -276,12 +291,8 @@ def _check_rows(connection: sqlite3.Connection, log: _LogCheck, report: Report) 
         report._add("rows", None, f"they were not compared: what the events say can't be a row: {error!r}")
         return
     for table in TABLES:
-        try:
+        with _reporting_damage(report, "rows", table):
             _check_table(connection, table, expected[table], log.broken, report)
-        except SQLITE_ERRORS as error:
-            if not is_damage(error):
-                raise
-            report._add("rows", None, f"{table} can't be read: {error}")
 
 
 def _check_table(
@@ -330,13 +341,7 @@ def _shown(value: object) -> str:
 
 def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
     """Compare the schema with that of a new ledger. Tables and views of others are none of our business."""
-    try:
-        found = {(type_, name): (table, sql) for type_, name, table, sql in schema_of(connection)}
-    except SQLITE_ERRORS as error:
-        if not is_damage(error):
-            raise
-        report._add("schema", None, f"it can't be read: {error}")
-        return
+    found = {(type_, name): (table, sql) for type_, name, table, sql in schema_of(connection)}
     expected = {(type_, name): (table, sql) for type_, name, table, sql in current_schema()}
     for (type_, name), (table, sql) in sorted(expected.items(), key=repr):
         if (type_, name) not in found:
@@ -352,13 +357,7 @@ def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
 
 def _check_file(connection: sqlite3.Connection, report: Report) -> None:
     """Let SQLite check the file: an index that lacks an entry hides events from whoever asks by it."""
-    try:
-        found = connection.execute(f"PRAGMA integrity_check({FILE_PROBLEMS_MAX})").fetchall()
-    except SQLITE_ERRORS as error:
-        if not is_damage(error):
-            raise
-        found = [(str(error),)]
-    for (text,) in found:
+    for (text,) in connection.execute(f"PRAGMA integrity_check({FILE_PROBLEMS_MAX})").fetchall():
         if text != "ok":
             report._add("file", None, f"SQLite finds it damaged: {' '.join(text.split())}")
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.status import TaskStatus
-
-if TYPE_CHECKING:
-    from ttasks.model.task import Task
+from ttasks.model.task import Task
+from ttasks.public import public
 
 
 class TaskEventType(StrEnum):
@@ -50,5 +48,4 @@ class TaskEvent:
     record: RecordedEvent | None = field(default=None, repr=False, hash=False)
 
 
-for _public in (TaskEventType, TaskEvent):
-    _public.__module__ = "ttasks"
+public(TaskEventType, TaskEvent)

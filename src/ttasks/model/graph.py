@@ -6,19 +6,18 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn, Self
 
+import ttasks
 from ttasks import clock
 from ttasks.errors import AlreadyRunningError
 from ttasks.events.facts import GraphCreated, GraphFact, GraphRevised, Member, Source
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
+from ttasks.public import public
 from ttasks.state.graph import GraphState
 from ttasks.state.planner import check
-
-if TYPE_CHECKING:
-    from ttasks.runtime.executor import TaskExecutor
 
 
 @dataclass(frozen=True)
@@ -335,7 +334,7 @@ class TaskGraph:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, executor: TaskExecutor, max_workers: int = 4) -> Self:
+    def run(self, executor: ttasks.TaskExecutor, max_workers: int = 4) -> Self:
         """Run the tasks that are not done, each when its dependencies have succeeded, and return the graph.
 
         Args:
@@ -475,5 +474,4 @@ def _with_dependents(wanted: set[str], placed: Sequence[tuple[Task, Member]]) ->
     return found
 
 
-for _public in (TaskGraph, RecordedError):
-    _public.__module__ = "ttasks"
+public(TaskGraph, RecordedError)

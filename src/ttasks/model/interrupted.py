@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from ttasks.public import public
+
 
 @dataclass(frozen=True)
 class Interrupted:
@@ -49,5 +51,4 @@ class Owed:
     asks: bool
 
 
-for _public in (Interrupted, Owed):
-    _public.__module__ = "ttasks"
+public(Interrupted, Owed)

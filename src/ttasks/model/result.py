@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ttasks.events.status import TaskStatus
+from ttasks.public import public
 
 
 def _no_error() -> str | None:
@@ -70,4 +71,4 @@ def is_loaded(result: TaskResult) -> bool:
     return "_readers" in result.__dict__
 
 
-TaskResult.__module__ = "ttasks"
+public(TaskResult)

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from ttasks.events.facts import RetrySpec
 from ttasks.model.checks import FLOAT_MAX, check_number
+from ttasks.public import public
 
 RetryOn = tuple[type[BaseException], ...] | type[BaseException] | Callable[[BaseException], bool]
 
@@ -104,4 +105,4 @@ def qualified_name(thing: object) -> str:
     return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', repr(named))}"
 
 
-RetryPolicy.__module__ = "ttasks"
+public(RetryPolicy)

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from ttasks.events.status import RunStatus
 from ttasks.model.graph import RecordedError
+from ttasks.public import public
 from ttasks.state.graph import RunState
 from ttasks.state.runner import RunnerState
 
@@ -84,5 +85,4 @@ class Run:
         )
 
 
-for _public in (Run, Runner):
-    _public.__module__ = "ttasks"
+public(Run, Runner)

@@ -18,6 +18,7 @@ from ttasks.model.checks import check_env, check_error, check_str, check_timeout
 from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded
 from ttasks.model.task_view import History, TaskView, is_same_ending
+from ttasks.public import public
 from ttasks.state import decide
 from ttasks.state.record import evolve
 from ttasks.state.task import TaskState, apply, snapshot
@@ -524,4 +525,4 @@ def _created(state: TaskState) -> TaskCreated:
     )
 
 
-Task.__module__ = "ttasks"
+public(Task)

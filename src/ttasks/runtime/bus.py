@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ttasks.model.event import TaskEvent
+from ttasks.public import public
 
 Subscriber = Callable[[TaskEvent], object]
 
@@ -78,4 +79,4 @@ class EventBus:
             return list(self._errors)
 
 
-EventBus.__module__ = "ttasks"
+public(EventBus)

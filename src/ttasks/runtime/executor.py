@@ -19,6 +19,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
+from ttasks.public import public
 from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.executions import Executions, last
@@ -334,4 +335,4 @@ class TaskExecutor(Executions):
         self.shutdown()
 
 
-TaskExecutor.__module__ = "ttasks"
+public(TaskExecutor)

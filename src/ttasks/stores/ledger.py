@@ -28,6 +28,7 @@ from ttasks.log.transaction import Batch
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.model.task import Task
+from ttasks.public import public
 from ttasks.state import decide
 from ttasks.state.decide import Resolution
 from ttasks.state.graph import GraphState
@@ -485,5 +486,4 @@ class PastStore(LedgerStore):
         return f"PastStore({self._readers.path or MEMORY}, position {self.position})"
 
 
-for _public in (SQLiteStore, PastStore):
-    _public.__module__ = "ttasks"
+public(SQLiteStore, PastStore)

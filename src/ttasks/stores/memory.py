@@ -12,6 +12,7 @@ from ttasks.log.reading import Readers
 from ttasks.log.redaction import read_redaction
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Task
+from ttasks.public import public
 from ttasks.stores.ledger import LedgerGraphs, LedgerStore, LedgerTasks, key_of
 
 
@@ -181,4 +182,4 @@ class InMemoryGraphCollection(LedgerGraphs):
         return f"InMemoryGraphCollection({len(self._held)} graphs)"
 
 
-InMemoryStore.__module__ = "ttasks"
+public(InMemoryStore)

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
+from ttasks.public import public
 
 Kept = TypeVar("Kept")
 
@@ -59,4 +60,4 @@ class Store(Protocol):
         """Graphs by id."""
 
 
-Store.__module__ = "ttasks"
+public(Store)

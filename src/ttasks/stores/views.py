@@ -17,6 +17,7 @@ from ttasks.log.replay import Past
 from ttasks.model.graph import TaskGraph
 from ttasks.model.run import Run, Runner
 from ttasks.model.task import Task
+from ttasks.public import public
 
 POLL_S: Final = 0.05
 """How often a follower looks for new events: one look is a single step into the log's index."""
@@ -280,5 +281,4 @@ def _seconds(timeout: object) -> float | None:
     return timeout
 
 
-for _public in (EventView, RunView):
-    _public.__module__ = "ttasks"
+public(EventView, RunView)
