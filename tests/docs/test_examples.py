@@ -6,6 +6,7 @@ import ast
 import contextlib
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -158,3 +159,20 @@ def test_an_example_imports_nothing_but_the_standard_library_and_ttasks(example:
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     roots = {name.partition(".")[0] for name in imported}
     assert roots - sys.stdlib_module_names - {"ttasks"} == set()
+
+
+def test_the_crash_example_crashes_the_first_time_and_goes_on_the_second(scratch: Path) -> None:
+    example = [sys.executable, str(EXAMPLES / "crash.py")]
+    first = run(scratch, *example)
+    assert first.returncode == -signal.SIGKILL
+    assert first.stdout.splitlines() == ["extract: done in attempt 1", "transform: here the lights go out"]
+    (scratch / "tmp").rmdir()
+    second = run(scratch, *example)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert second.stdout.splitlines()[1:] == [
+        "transform: done in attempt 2",
+        "clean: done in attempt 1",
+        "extract: succeeded after 1 attempts",
+        "transform: succeeded after 2 attempts",
+        "clean: succeeded after 1 attempts",
+    ]
