@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,10 @@ tasks:
   clean: {bash: "echo clean >> log", after: [ship], finally: true}
 """
 """`check` fails until there is a file `fixed`."""
+
+
+INTERRUPTED = {"build": "succeeded", "upload": "interrupted", "announce": "pending", "clean": "pending"}
+"""Where the tasks of RELEASE stand when it was interrupted in good order."""
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def last_lines(text: str, count: int = 2) -> list[str]:
     return text.splitlines()[-count:]
 
 
-# --- kill -9 -------------------------------------------------------------------------------------------------------------
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("look", [["ls"], ["ls", "--tasks"], ["show"], ["resume", "--list"]], ids=" ".join)
@@ -212,7 +217,7 @@ def test_a_resumed_task_that_fails_exits_with_1_and_says_why(ttasks: Command) ->
     assert "failed after" in done.stdout and "boom" in done.stdout
 
 
-# --- who lives is left alone ---------------------------------------------------------------------------------------------
+# --- who lives is left alone ------------------------------------------------------------------------------------------
 
 
 def test_a_live_run_is_not_resumed(ttasks: Command) -> None:
@@ -253,7 +258,8 @@ def test_a_second_resume_of_a_task_while_the_first_lives_is_refused(ttasks: Comm
 
 
 def test_a_task_that_resumes_the_ledger_that_it_is_of_does_not_end_itself(ttasks: Command) -> None:
-    script = 'if [ ! -e go ]; then touch started; until [ -e go ]; do sleep 0.02; done; fi; "$@" resume > resumed.$$ 2>&1; echo $? >> codes'
+    wait = "if [ ! -e go ]; then touch started; until [ -e go ]; do sleep 0.02; done; fi"
+    script = wait + '; "$@" resume > resumed.$$ 2>&1; echo $? >> codes'
     ttasks.write("self.sh", script)
     words = " ".join(f"'{word}'" for word in TTASKS)
     workflow = f"""
@@ -273,10 +279,7 @@ tasks:
     assert ttasks.statuses() == {"own": "succeeded"}
 
 
-# --- signals -------------------------------------------------------------------------------------------------------------
-
-
-INTERRUPTED = {"build": "succeeded", "upload": "interrupted", "announce": "pending", "clean": "pending"}
+# --- signals ----------------------------------------------------------------------------------------------------------
 
 
 def check_interrupted(ttasks: Command, printed: str) -> None:
@@ -367,7 +370,10 @@ def test_one_ctrl_c_cancels_runs_finally_tasks_and_retry_carries_on(ttasks: Comm
     assert ttasks.sql("SELECT derived_from FROM graphs ORDER BY created_at") == [(None,), (first,)]
 
 
-STUBBORN = RELEASE.replace("touch started;", "trap '' TERM; touch started; while :; do sleep 0.1; done;")
+# Its finally task depends on what hangs: one that does not starts with the first Ctrl-C.
+STUBBORN = RELEASE.replace("touch started;", "trap '' TERM; touch started; while :; do sleep 0.1; done;").replace(
+    "after: [announce], finally", "after: [upload], finally"
+)
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_the_finally_task_is_owed(ttasks: Command) -> None:
@@ -393,7 +399,10 @@ CLEANING = """
 title: cleaning
 tasks:
   work: {bash: "echo work >> log; exit 1"}
-  clean: {bash: "echo clean >> log; touch started; until [ -e go ]; do sleep 0.02; done; echo cleaned >> log", after: [work], finally: true}
+  clean:
+    bash: "echo clean >> log; touch started; until [ -e go ]; do sleep 0.02; done; echo cleaned >> log"
+    after: [work]
+    finally: true
 """
 
 
@@ -435,7 +444,7 @@ def test_ctrl_c_of_the_first_of_two_resumed_runs_leaves_the_second_interrupted(t
     assert second[-8:] in ttasks("resume", "--list").stdout
 
 
-# --- retry ---------------------------------------------------------------------------------------------------------------
+# --- retry ------------------------------------------------------------------------------------------------------------
 
 
 def failed(ttasks: Command) -> str:
@@ -478,12 +487,12 @@ def test_retry_of_a_task_that_is_not_there_names_those_that_are(ttasks: Command)
 
 def test_retry_of_an_interrupted_graph_is_refused_with_what_to_do_instead(ttasks: Command) -> None:
     killed(ttasks)
-    before = ttasks.files()
+    before = ttasks.runners()
     done = ttasks("retry")
     assert (done.returncode, done.stdout) == (1, "")
     part = ttasks.graph_id()[-8:]
     assert f"ttasks resume {part})" in done.stderr and f"ttasks resume {part} --finally-only" in done.stderr
-    assert ttasks.files() == before
+    assert ttasks.runners() == before
 
 
 def test_retry_of_a_graph_that_is_ok_says_there_is_nothing_to_retry(ttasks: Command) -> None:
@@ -497,7 +506,7 @@ def test_retry_of_a_graph_that_is_ok_says_there_is_nothing_to_retry(ttasks: Comm
     assert ttasks.files() == before
 
 
-# --- run FILE ------------------------------------------------------------------------------------------------------------
+# --- run FILE ---------------------------------------------------------------------------------------------------------
 
 
 def test_run_after_an_interrupted_run_of_the_file_says_so_and_starts_afresh(ttasks: Command) -> None:
@@ -559,3 +568,300 @@ def test_run_resume_of_a_file_that_was_never_run_says_so(ttasks: Command) -> Non
     done = ttasks("run", "--resume", "other.yaml")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "nothing to resume: other.yaml was never run into this ledger\n"
+
+
+# --- what a person decides --------------------------------------------------------------------------------------------
+
+
+def asking(ttasks: Command, on_interrupted: str = "ask") -> str:
+    """Kill a run while a task with this `on_interrupted` hangs, resume it; return the task's id."""
+    killed(ttasks, text=RELEASE.replace("upload: {", f"upload: {{on_interrupted: {on_interrupted}, "))
+    return ttasks.task_id("upload")
+
+
+def test_a_task_with_on_interrupted_fail_fails_and_what_depends_on_it_is_blocked(ttasks: Command) -> None:
+    asking(ttasks, "fail")
+    done = ttasks("resume")
+    assert done.returncode == 1
+    assert ttasks.statuses() == {
+        "build": "succeeded",
+        "upload": "failed",
+        "announce": "blocked",
+        "clean": "succeeded",
+    }
+    assert "upload: failed: attempt 1 was interrupted, and on_interrupted is 'fail'" in done.stdout
+    go(ttasks)
+    assert ttasks("retry").returncode == 0
+    assert ttasks.log() == ["build", "upload", "clean", "upload", "announce", "clean"]
+
+
+def test_a_task_with_on_interrupted_ask_waits_for_a_person_and_the_rest_goes_on(ttasks: Command) -> None:
+    task_id = asking(ttasks)
+    listed = ttasks("resume", "--list").stdout
+    assert f"waits for a person: upload: ttasks resolve {task_id[-8:]} --succeeded  (or --failed, or --rerun)" in listed
+    done = ttasks("resume")
+    assert done.returncode == 1
+    assert f"upload waits for a person: ttasks resolve {task_id[-8:]} --succeeded" in done.stdout
+    assert ttasks.statuses() == {**INTERRUPTED, "announce": "blocked", "clean": "succeeded"}
+    assert ttasks.log() == ["build", "upload", "clean"]
+    assert ttasks.left() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "repeats"), [("--succeeded", []), ("--failed", ["upload"]), ("--rerun", ["upload"])]
+)
+def test_what_a_person_decides_is_recorded_with_who_and_why_and_retry_carries_on(
+    ttasks: Command, answer: str, repeats: list[str]
+) -> None:
+    task_id = asking(ttasks)
+    ttasks("resume")
+    decided = ttasks("resolve", task_id[-8:], answer, "--note", "I looked")
+    assert (decided.returncode, decided.stderr) == (0, "")
+    assert decided.stdout.startswith("recorded: task 'upload' ")
+    assert f"ttasks retry {ttasks.graph_id()[-8:]}" in decided.stdout
+    ((data,),) = ttasks.sql("SELECT data FROM events WHERE type = 'TaskResolved'")
+    fact = json.loads(data)
+    who = ttasks.sql("SELECT user || '@' || host FROM runners LIMIT 1")[0][0]
+    assert fact["note"] == "I looked" and who.split("@")[0] in json.dumps(fact)
+    go(ttasks)
+    done = ttasks("retry")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ttasks.log() == ["build", "upload", "clean", *repeats, "announce", "clean"]
+
+
+def test_what_is_resolved_before_it_is_resumed_goes_on_in_the_same_run(ttasks: Command) -> None:
+    task_id = asking(ttasks)
+    decided = ttasks("resolve", task_id, "--succeeded")
+    assert decided.returncode == 0
+    assert f"ttasks resume {ttasks.graph_id()[-8:]}" in decided.stdout
+    assert ttasks.left() == [], "nothing goes on uploading what counts as uploaded"
+    assert ttasks("resume").returncode == 0
+    assert ttasks.log() == ["build", "upload", "announce", "clean"]
+
+
+def test_resolve_without_an_answer_is_refused(ttasks: Command) -> None:
+    task_id = asking(ttasks)
+    before = ttasks.runners()
+    done = ttasks("resolve", task_id)
+    assert done.returncode == 2
+    assert "say what it counts as: --succeeded, --failed or --rerun" in done.stderr
+    assert ttasks.runners() == before
+
+
+@pytest.mark.parametrize("name", ["build", "upload"])
+def test_what_ended_and_what_runs_can_not_be_resolved(ttasks: Command, name: str) -> None:
+    started(ttasks)
+    before = ttasks.runners()
+    done = ttasks("resolve", ttasks.task_id(name), "--failed")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert name in done.stderr
+    assert ttasks.runners() == before
+
+
+def test_after_three_kills_in_a_row_the_task_waits_for_a_person(ttasks: Command) -> None:
+    killed(ttasks)
+    killed(ttasks, "resume")
+    killed(ttasks, "resume")
+    task_id = ttasks.task_id("upload")
+    assert "waits for a person: upload" in ttasks("resume", "--list").stdout
+    go(ttasks)
+    done = ttasks("resume")
+    assert done.returncode == 1
+    assert ttasks.log() == ["build", "upload", "upload", "upload", "clean"]
+    assert f"ttasks resolve {task_id[-8:]}" in done.stdout
+    ttasks("resolve", task_id, "--rerun")
+    assert ttasks("retry").returncode == 0
+    assert ttasks.log()[5:] == ["upload", "announce", "clean"]
+
+
+# --- what can't be restored -------------------------------------------------------------------------------------------
+
+
+SECRET = RELEASE.replace("upload: {", "upload: {env: {API_TOKEN: hush-hush}, ").replace(
+    "echo upload >> log", "echo upload-$API_TOKEN >> log"
+)
+
+
+def test_a_secret_has_to_be_given_again_before_anything_starts(ttasks: Command) -> None:
+    killed(ttasks, text=SECRET)
+    before, left = ttasks.runners(), ttasks.left()
+    go(ttasks)
+    done = ttasks("resume")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "task 'upload' needs its env['API_TOKEN']" in done.stderr and "--env API_TOKEN" in done.stderr
+    assert ttasks.runners() == before
+    assert [process.pid for process in ttasks.left()] == [process.pid for process in left]
+    assert ttasks.log() == ["build", "upload-hush-hush"]
+
+
+def test_with_its_secret_given_again_a_run_is_resumed(ttasks: Command) -> None:
+    killed(ttasks, text=SECRET)
+    go(ttasks)
+    done = ttasks("resume", "--env", "API_TOKEN", API_TOKEN="hush-hush")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ttasks.log() == ["build", "upload-hush-hush", "upload-hush-hush", "announce", "clean"]
+    assert not any(b"hush-hush" in content for content in ttasks.files().values())
+
+
+def test_a_secret_that_is_not_in_the_environment_is_refused(ttasks: Command) -> None:
+    killed(ttasks, text=SECRET)
+    before = ttasks.runners()
+    done = ttasks("resume", "--env", "API_TOKEN")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--env API_TOKEN: there is no such variable in the environment. Nothing was run or written" in done.stderr
+    assert ttasks.runners() == before
+
+
+def test_retry_needs_the_secrets_again_too(ttasks: Command) -> None:
+    started(ttasks, text=SECRET).end(signal.SIGINT)
+    go(ttasks)
+    refused = ttasks("retry")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--env API_TOKEN" in refused.stderr
+    assert ttasks("retry", "--env", "API_TOKEN", API_TOKEN="hush-hush").returncode == 0
+
+
+def test_run_resume_takes_secrets_too(ttasks: Command) -> None:
+    killed(ttasks, text=SECRET)
+    go(ttasks)
+    assert ttasks("run", "--resume", "release.yaml").returncode == 2
+    done = ttasks("run", "--resume", "release.yaml", "--env", "API_TOKEN", API_TOKEN="hush-hush")
+    assert done.returncode == 0
+
+
+OWN_HANDLER = """
+import time
+from pathlib import Path
+from ttasks import SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
+
+def note(context):
+    Path("started").touch()
+    time.sleep(100)
+
+with SQLiteStore(".ttasks/ledger.db") as store:
+    executor = TaskExecutor(store)
+    executor.register(TaskType.BASH, note)
+    task = Task.bash("echo shell >> log", title="note")
+    GRAPH
+"""
+
+
+@pytest.mark.parametrize(
+    "start", ["executor.execute(task)", "graph = TaskGraph(); graph.add(task); graph.run(executor)"]
+)
+def test_a_payload_for_a_custom_handler_reaches_no_shell_unless_somebody_insists(ttasks: Command, start: str) -> None:
+    run = ttasks.start_process([sys.executable, "-c", OWN_HANDLER.replace("GRAPH", start)])
+    ttasks.await_file("started")
+    run.kill()
+    before = ttasks.runners()
+    done = ttasks("resume")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "__main__.note" in done.stderr and "--force-handlers" in done.stderr
+    assert (ttasks.log(), ttasks.runners()) == ([], before)
+    forced = ttasks("resume", "--force-handlers")
+    assert (forced.returncode, forced.stderr) == (0, "")
+    assert ttasks.log() == ["shell"]
+
+
+# --- only what is owed ------------------------------------------------------------------------------------------------
+
+
+def test_finally_only_runs_what_is_owed_and_closes_the_run_as_cancelled(ttasks: Command) -> None:
+    killed(ttasks)
+    graph_id = ttasks.graph_id()
+    done = ttasks("resume", graph_id[-8:], "--finally-only")
+    assert done.returncode == 1
+    assert ttasks.log() == ["build", "upload", "clean"]
+    assert ttasks.left() == []
+    assert ttasks.statuses() == {**INTERRUPTED, "upload": "cancelled", "clean": "succeeded"}
+    assert ttasks.sql("SELECT status, why FROM runs") == [("cancelled", "resume --finally-only")]
+    assert f"Carry on: ttasks retry {graph_id[-8:]}\n" in done.stdout
+    go(ttasks)
+    assert ttasks("retry").returncode == 0
+
+
+# --- where it runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_resumed_from_another_folder_runs_in_its_own(ttasks: Command, tmp_path: Path) -> None:
+    killed(ttasks)
+    go(ttasks)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = ttasks("resume", "--ledger", str(ttasks.ledger), cwd=elsewhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ttasks.log() == ["build", "upload", "upload", "announce", "clean"]
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_hints_name_the_ledger_that_was_given(ttasks: Command, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    ttasks.ledger = elsewhere / "my ledger.db"
+    ttasks.write("release.yaml", RELEASE)
+    option = f" --ledger '{ttasks.ledger}'"
+    _, printed = started(ttasks, "run", "release.yaml", "--ledger", str(ttasks.ledger)).end(signal.SIGTERM)
+    part = ttasks.graph_id()[-8:]
+    assert f"Go on with it: ttasks resume {part}{option}\n" in printed
+    listed = ttasks("resume", "--list", "--ledger", str(ttasks.ledger)).stdout
+    assert f"go on with it: ttasks resume {part}{option}\n" in listed
+    refused = ttasks("retry", "--ledger", str(ttasks.ledger)).stderr
+    assert f"ttasks resume {part}{option}" in refused and f"ttasks resume {part} --finally-only{option}" in refused
+
+
+def test_a_folder_that_is_gone_is_refused_with_its_name(ttasks: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    path = ttasks.write("release.yaml", RELEASE.replace("touch started", f"touch {tmp_path}/started"))
+    run = ttasks.start("run", str(path), "--ledger", str(ttasks.ledger), cwd=folder)
+    ttasks.await_file("started")
+    run.kill()
+    folder.rename(tmp_path / "moved")
+    before = ttasks.runners()
+    done = ttasks("resume")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"the folder {folder}, in which the run was started, is not there" in done.stderr
+    assert "make it again" in done.stderr
+    assert ttasks.runners() == before
+
+
+# --- cancel -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_run_that_is_cancelled_owes_only_its_finally_tasks(ttasks: Command) -> None:
+    killed(ttasks)
+    part = ttasks.graph_id()[-8:]
+    done = ttasks("cancel", part)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"ttasks resume {part} runs its finally tasks" in done.stdout
+    ttasks("resume")
+    assert ttasks.log() == ["build", "upload", "clean"]
+    assert ttasks.statuses() == {**INTERRUPTED, "upload": "cancelled", "clean": "succeeded"}
+    assert ttasks.left() == []
+
+
+def test_a_dead_task_that_is_cancelled_is_cancelled_at_once(ttasks: Command) -> None:
+    killed(ttasks)
+    done = ttasks("cancel", ttasks.task_id("upload"))
+    assert (done.returncode, done.stdout) == (0, "cancelled: task 'upload'\n")
+    assert ttasks.statuses()["upload"] == "cancelled"
+    assert ttasks.left() == [], "what is cancelled does not go on"
+    facts = [kind for (kind,) in ttasks.sql("SELECT type FROM events ORDER BY position DESC LIMIT 2")]
+    assert facts == ["TaskCancelled", "TaskInterrupted"]
+    assert ttasks("resume").returncode == 1
+    assert ttasks.log() == ["build", "upload", "clean"]
+
+
+@pytest.mark.parametrize("what", ["task", "graph"])
+def test_a_live_run_in_another_process_obeys_a_cancel_within_a_second(ttasks: Command, what: str) -> None:
+    run = started(ttasks)
+    done = ttasks("cancel", ttasks.task_id("upload") if what == "task" else ttasks.graph_id())
+    asked = time.monotonic()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("asked for: ")
+    run.until("cancelled after")
+    assert time.monotonic() - asked < 1
+    assert run.end()[0] == 1
+    assert ttasks.left() == []
+    assert ttasks.statuses()["upload"] == "cancelled"
+    assert ttasks.statuses()["clean"] == "succeeded"

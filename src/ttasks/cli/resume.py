@@ -108,7 +108,11 @@ def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) ->
     with SQLiteStore(path) as store:
         left = latest_interrupted(store, workflow.path)
         if left is None:
-            console().print(f"nothing to resume: the latest run of {printable(str(file))} was not interrupted")
+            latest, name = store._readers.graph_of_file(str(workflow.path)), printable(str(file))
+            if latest is not None:
+                _refuse_what_runs(store, latest)
+            is_known = "the latest run of {} was not interrupted" if latest else "{} was never run into this ledger"
+            console().print(f"nothing to resume: {is_known.format(name)}")
             return 0
         graph = store.graphs[left.id]
         if graph._source is not None and graph._source.sha256 != workflow.sha256:
