@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.text import Text
 
-from ttasks.cli.app import EXIT_NOT_OK, Hint
+from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.look import find
-from ttasks.cli.run import DEFAULT_WORKERS, Reporter, carry_out, latest_interrupted
+from ttasks.cli.run import (
+    DEFAULT_WORKERS,
+    Reporter,
+    Terminated,
+    carry_out,
+    hear_terminations,
+    last_words,
+    latest_interrupted,
+)
 from ttasks.cli.text import console, count, moment, printable, short, state
 from ttasks.cli.workflow import load_workflow
-from ttasks.errors import NotFoundError, NotResumableError, TransitionError
+from ttasks.errors import (
+    AlreadyRunningError,
+    LedgerUnwritableError,
+    NotFoundError,
+    NotResumableError,
+    SurvivorError,
+    TransitionError,
+)
 from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
+from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
+from ttasks.state.reconcile import Then, reconcile
 from ttasks.stores.ledger import LedgerStore, SQLiteStore
 
 NOTHING: Final = "nothing to resume: no run and no task was interrupted"
+PAUSE_S: Final = 0.1
+"""How long to wait before a task that is to stop, and may have been about to start, is looked for again."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +108,11 @@ def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) ->
     with SQLiteStore(path) as store:
         left = latest_interrupted(store, workflow.path)
         if left is None:
-            console().print(f"nothing to resume: the latest run of {printable(str(file))} was not interrupted")
+            latest, name = store._readers.graph_of_file(str(workflow.path)), printable(str(file))
+            if latest is not None:
+                _refuse_what_runs(store, latest)
+            is_known = "the latest run of {} was not interrupted" if latest else "{} was never run into this ledger"
+            console().print(f"nothing to resume: {is_known.format(name)}")
             return 0
         graph = store.graphs[left.id]
         if graph._source is not None and graph._source.sha256 != workflow.sha256:
@@ -121,8 +146,16 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
             out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
         status = 0
         for work, handle, run in runs:
-            if run is not None:
-                status = _go_on(executor, store, work, handle, run, path, hint) or status
+            if run is None:
+                continue
+            try:
+                ended = _go_on(executor, store, work, handle, run, path, hint)
+            except (AlreadyRunningError, SurvivorError) as refusal:  # it keeps no other from going on
+                console(stderr=True).print(f"ttasks: {printable(str(refusal))}")
+                ended = EXIT_NOT_OK
+            status = ended or status
+            if ended == EXIT_CTRL_C:
+                break
         return status
 
 
@@ -171,14 +204,59 @@ def _go_on(
     out = console()
     name = printable(handle.title or short(handle.id))
     out.print(f"{name}: going on with task {handle.id}, ledger {printable(str(path))}")
+    hear_terminations()
     with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
-        run.run()
-    out.print(Text.assemble(f"{name}: ", state(handle.status)))
-    if handle.is_interrupted:
-        out.print(
-            f"it waits for a person: {hint(f'resolve {short(handle.id)} --succeeded')}  (or --failed, or --rerun)"
-        )
+        stopped_by = _see_through(executor, handle, run.run)
+    with last_words():
+        out.print(Text.assemble(f"{name}: ", state(handle.status)))
+        if handle.is_interrupted:
+            asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
+            resolve = hint(f"resolve {short(handle.id)} --succeeded")
+            go_on = hint(f"resume {short(handle.id)}")
+            out.print(
+                f"it waits for a person: {resolve}  (or --failed, or --rerun)" if asks else f"Go on with it: {go_on}"
+            )
+    if isinstance(stopped_by, Terminated):
+        raise stopped_by
+    if stopped_by is not None:
+        return EXIT_CTRL_C
     return 0 if handle.is_succeeded else EXIT_NOT_OK
+
+
+def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) -> BaseException | None:
+    """Run a task by `start`, and return what cut it short: as in a graph, one Ctrl-C cancels it, what follows stops it.
+
+    The thread that signals reach only waits, so that nothing is recorded by halves.
+    """
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            ended.set_result(start())
+        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
+            ended.set_exception(error)
+
+    threading.Thread(target=work, name="ttasks-resume", daemon=True).start()
+    interruptions: list[BaseException] = []
+    while True:
+        try:
+            for last in interruptions[-1:]:
+                live = executor._live.get(task.id)
+                if len(interruptions) == 1 and isinstance(last, KeyboardInterrupt):
+                    executor.cancel(task)
+                elif live is not None:  # else it is about to start: it is looked for again in a moment
+                    live.stop()
+            wait([ended], PAUSE_S if interruptions else None)
+            if ended.done():
+                break
+        except (KeyboardInterrupt, Terminated) as interruption:
+            if len(interruptions) == INTERRUPTIONS_MAX:
+                raise
+            interruptions.append(interruption)
+    error = ended.exception()
+    if error is not None and (not interruptions or isinstance(error, LedgerUnwritableError)):
+        raise error
+    return interruptions[-1] if interruptions else None
 
 
 def retry_graph(

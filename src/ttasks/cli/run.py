@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -115,12 +118,29 @@ class Reporter:
             self._out.file.flush()
 
 
-class _Terminated(SystemExit):
+class Terminated(SystemExit):
     """SIGTERM or SIGHUP: an interruption, not a decision; what runs is ended and recorded as interrupted."""
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
-    raise _Terminated(128 + number)
+    raise Terminated(128 + number)
+
+
+def hear_terminations() -> None:
+    """Let SIGTERM and SIGHUP raise `Terminated`, but for one that is ignored: that is what ``nohup`` is for."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """Say something before an interrupted process ends, where anybody is left to read it: a terminal may be gone."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
@@ -161,16 +181,16 @@ def carry_out(
     names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
     title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+    hear_terminations()
     with executor.events.subscribed(Reporter(names)):
         try:
             start()
         except KeyboardInterrupt:
             _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
             return EXIT_CTRL_C
-        except _Terminated:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
+        except Terminated:
+            with last_words():
+                _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
             raise
     _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
     return 0 if graph.ok else EXIT_NOT_OK
