@@ -398,9 +398,9 @@ class Readers(LogReader):
         found = self._all(select("tasks", f"WHERE {claimed} ORDER BY created_at, id"))
         return [self._read(rows.task_state, row) for row in found]
 
-    def attempts_of_run(self, graph_id: str, run: int) -> list[AttemptState]:
-        """Return the attempts that a run made, each task's oldest first."""
-        query = select("attempts", "WHERE graph_id = ? AND run = ? ORDER BY task_id, attempt")
+    def unsuccessful_attempts(self, graph_id: str, run: int) -> list[AttemptState]:
+        """Return the attempts of a run that did not succeed, each task's oldest first."""
+        query = select("attempts", "WHERE graph_id = ? AND run = ? AND status <> 'succeeded' ORDER BY task_id, attempt")
         return [self._read(rows.attempt_state, row) for row in self._all(query, (graph_id, run))]
 
     # --- graphs, runs, runners ---------------------------------------------------------------------------------------

@@ -407,6 +407,10 @@ class Task(TaskView):
 
     # --- for whoever records it --------------------------------------------------------------------------------------
 
+    def _has_news(self, ledger: str) -> bool:
+        """True when there is something of this handle that a ledger does not have."""
+        return self._ledger != ledger or bool(self._pending)
+
     def _proposal(self, ledger: str) -> Proposal:
         """Return what is to be recorded of this handle in a ledger; no facts: nothing."""
         with self._lock:

@@ -124,6 +124,10 @@ class GraphRun:
         """True for a task that a cancel of the run ends."""
         return False
 
+    def _has_news(self, task: Task) -> bool:  # noqa: ARG002 - of a run that is resumed most have none
+        """True for a task that the ledger, or a store in memory, may have to be told of."""
+        return True
+
     def _held(self) -> set[str]:
         """Return the tasks that stay as they are in this run, though they might run in another."""
         return {task_id for task_id, found in self._found.items() if found.verdict.then is Then.PERSON}
@@ -213,7 +217,7 @@ class GraphRun:
         graph, log = self._graph, self._executor._journal.log
         number, opening = self._opening()
         self._executor._keep_graph(graph)
-        others = [Entry(task) for task in self._tasks.values() if task.id not in self._found]
+        others = [Entry(task) for task in self._tasks.values() if task.id not in self._found and self._has_news(task)]
         try:
             events = self._executor._recover(list(self._found.values()), *others, Entry(graph, opening))
         except (StreamConflictError, TransitionError) as refusal:

@@ -102,8 +102,8 @@ class ResumedRun(GraphRun):
         self._is_forced = force_handlers
         log = executor._journal.log
         assert log is not None
-        self._readers = log.readers
-        self._attempts = {state.task_id: state for state in self._readers.attempts_of_run(graph.id, run.run)}
+        self._readers, self._ledger = log.readers, log.ledger
+        self._attempts = {state.task_id: state for state in self._readers.unsuccessful_attempts(graph.id, run.run)}
         self._begun = next(self._readers.events(stream=f"graph-{graph.id}", after=run.position - 1, limit=1))
         super().__init__(executor, graph, run.max_workers)
         self._is_cancelled = self._has_heard = run.cancel_requested_by is not None or finally_only
@@ -179,6 +179,9 @@ class ResumedRun(GraphRun):
         if found.verdict.then is Then.WAIT:
             waits_s = policy.delay_s(retry, random.random()) if policy is not None else 0.0  # noqa: S311
         return Resumption(retry, waits_s, cwd)
+
+    def _has_news(self, task: Task) -> bool:
+        return task._has_news(self._ledger)
 
     # --- what can't be restored --------------------------------------------------------------------------------------
 
