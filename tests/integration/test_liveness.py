@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from typing import Any
 import freezegun
 import pytest
 
-from ttasks import InMemoryStore, SQLiteStore, Task, TaskContext, TaskExecutor, TaskType
+from ttasks import InMemoryStore, LedgerUnwritableError, SQLiteStore, Task, TaskContext, TaskExecutor, TaskType
 from ttasks.events.facts import TaskStarted
 from ttasks.log import runner as host
 from ttasks.log.files import lock_path, runner_path
 from ttasks.log.liveness import _IN_HAND, Liveness, RunnerLock, is_alive, let_go, take_in_hand
-from ttasks.log.transaction import Batch
+from ttasks.log.transaction import Batch, Transaction
 from ttasks.state.runner import RunnerState
 
 PATIENCE_S = 30
@@ -350,3 +351,19 @@ def test_a_runner_that_never_registered_runs_nothing(path: Path) -> None:
     with SQLiteStore(path) as store:
         store.tasks.save(Task.bash("true"))
         assert not Liveness(store._readers).runs("task-t", 99)
+
+
+def test_a_registration_that_failed_is_begun_anew_with_a_lock_of_its_own(path: Path, monkeypatch: Any) -> None:
+    with SQLiteStore(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Transaction, "commit", refuse)
+            with pytest.raises(LedgerUnwritableError, match="disk I/O error"):
+                store.tasks.save(Task.bash("true"))
+        store.tasks.save(Task.bash("true"))
+        (event,) = store.events(type="RunnerStarted")
+        assert side_files(path) == [f"ledger.db-{event.stream}"]
+        assert not Liveness(store._readers).runs("task-t", event.position)
+
+
+def refuse(*_: object) -> None:
+    raise sqlite3.OperationalError("disk I/O error")

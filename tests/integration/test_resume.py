@@ -25,6 +25,7 @@ from ttasks import (
     TaskEvent,
     TaskExecutor,
     TaskGraph,
+    TaskStatus,
     TaskType,
     TransitionError,
 )
@@ -1028,3 +1029,35 @@ def test_a_run_that_is_stopped_while_a_resumed_retry_waits_can_be_resumed_again(
     dies(path, "executor.events.subscribe(print)\nthreading.Timer(0.05, die).start()\nexecutor.resume()")
     resumer = open_resumer()
     assert ends(resumer.resume()) == {"a": ("succeeded", 3)}
+
+
+# --- running by hand -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_set_to_running_by_hand_counts_as_dead_once_it_is_recorded(path: Path) -> None:
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, work)
+        graph = TaskGraph()
+        task = graph.add(Task.bash("ok", title="by hand"))
+        task.transition_to(TaskStatus.RUNNING)
+        with pytest.raises(AlreadyRunningError):
+            graph.run(executor)
+        assert len(store.events) == 1, "nothing was written"
+        store.tasks.save(task)
+        (left,) = store.interrupted()
+        assert (left.kind, left.id, left.why) == ("task", task.id, "it was set to RUNNING by hand")
+        assert executor.resume() == [task]
+        loaded = store.tasks[task.id]
+        assert (loaded.status, loaded.attempts) == ("succeeded", 1)
+        (interrupted,) = store.events(type="TaskInterrupted")
+        assert interrupted.fact.error == "it was set to RUNNING by hand, and nobody runs it"  # type: ignore[union-attr]
+
+
+def test_what_was_set_to_running_by_hand_is_cancelled_without_asking_anybody(path: Path) -> None:
+    with SQLiteStore(path) as store:
+        task = Task.bash("ok")
+        task.transition_to(TaskStatus.RUNNING)
+        store.tasks.save(task)
+        store.tasks.cancel(task.id)
+        assert store.tasks[task.id].is_cancelled
+        assert store.interrupted() == []

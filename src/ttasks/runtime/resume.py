@@ -63,8 +63,6 @@ def resume(
         try:
             run.run()
             resumed.append(handle)
-        except LedgerUnwritableError:
-            raise
         except (AlreadyRunningError, SurvivorError) as refusal:
             refusals.append(refusal)
     if refusals:
