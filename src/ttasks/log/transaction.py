@@ -121,6 +121,7 @@ class Transaction:
         self._head = 0
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
+        self._data_version: int | None = None
         self.runner: int | None = None
         self._is_whole = True
 
@@ -170,8 +171,7 @@ class Transaction:
         self._is_whole = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            self._check_schema()
-            self._read_head()
+            self._look_for_others()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
             outcomes.extend(self._stage_request(staged, request) for request in group)
             self._write(staged)
@@ -191,9 +191,18 @@ class Transaction:
         """Undo what was not committed, and forget what was cached: it may not be what is stored."""
         self._folds.clear()
         self._head = -1
+        self._data_version = None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._is_whole = True
+
+    def _look_for_others(self) -> None:
+        """Read the head, and whether the schema is another, where anybody but this connection has committed."""
+        (data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._check_schema()
+            self._read_head()
+            self._data_version = data_version
 
     def _check_schema(self) -> None:
         # A newer ttasks may have opened the ledger, and migrated it, since this process did.
