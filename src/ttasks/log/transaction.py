@@ -173,7 +173,7 @@ class Transaction:
             connection.execute("BEGIN IMMEDIATE")
             self._look_for_others()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
-            outcomes.extend(self._stage_request(staged, request) for request in group)
+            outcomes += [self._stage_request(staged, request) for request in group]
             self._write(staged)
             is_complete = True
             connection.execute("COMMIT")

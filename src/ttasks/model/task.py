@@ -19,14 +19,14 @@ from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded
 from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.state import decide
-from ttasks.state.record import evolve
+from ttasks.state.record import evolve, made
 from ttasks.state.task import TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
 OnInterruptedName = Literal["rerun", "fail", "ask"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Proposal:
     """What a handle wants recorded: facts for its stream, of which it has seen `expected` events."""
 
@@ -505,7 +505,8 @@ class Task(TaskView):
 
 
 def _created(state: TaskState) -> TaskCreated:
-    return TaskCreated(
+    return made(
+        TaskCreated,
         name=state.name,
         title=state.title,
         type=state.type,
