@@ -141,7 +141,7 @@ class Task(TaskView):
             fresh._given = self._given.copy()
             return fresh
 
-    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None) -> None:
+    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None, missing_env: tuple[str, ...] = ()) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
         self._recording = threading.RLock()
@@ -150,7 +150,7 @@ class Task(TaskView):
         self._ledger: str | None = None
         self._seen: dict[str, int] = {}
         self._is_as_made = True
-        self._given = Given(env)
+        self._given = Given(env, missing_env)
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
@@ -227,12 +227,11 @@ class Task(TaskView):
     def _load(cls, state: TaskState, ledger: str, history: History) -> Task:
         """Return a handle over what a ledger holds of a task."""
         task = object.__new__(cls)
-        task._begin(state)
+        task._begin(state, missing_env=tuple(state.env_digests or ()))
         task._ledger = ledger
         task._seen[ledger] = state.version
         task._is_as_made = False
         task._history = history
-        task._given = Given(None, tuple(state.env_digests or ()))
         return task
 
     @property

@@ -39,7 +39,7 @@ def text(value: str) -> str:
 
 def from_text(stored: str) -> str:
     """Return the text that `text` was given."""
-    if stored[:1] != _ESCAPED:
+    if stored.isascii() or stored[0] != _ESCAPED:
         return stored
     value: str = json.loads(stored[1:])
     return value
@@ -326,12 +326,13 @@ def graph_state(row: Row, members: Sequence[Row], dependencies: Sequence[Row]) -
         title=from_text(data["title"]),
         created_at=from_iso(data["created_at"]),
         members={
-            task_id: Member(
-                task_id,
-                tuple(after.get(task_id, ())),
-                bool(is_finally),
-                bool(is_required),
-                _retry_spec(policy),
+            task_id: made(
+                Member,
+                task=task_id,
+                after=tuple(after.get(task_id, ())),
+                is_finally=bool(is_finally),
+                is_required=bool(is_required),
+                retry_policy=_retry_spec(policy),
             )
             for _, _, task_id, is_finally, is_required, policy in members
         },
