@@ -155,6 +155,14 @@ def encode(fact: Fact | OpaqueEvent) -> str:
     """Return the JSON text that is stored and hashed: the fields in declared order, those that are None left out."""
     if isinstance(fact, OpaqueEvent):
         return fact.data
+    return as_stored(fact)[1]
+
+
+def as_stored(fact: Fact) -> tuple[Fact, str]:
+    """Return the fact as it will be read back, and the text that `encode` returns.
+
+    It is another one only where it holds two surrogates in a row: JSON can't tell them from the character they make.
+    """
     form = _FORMS[type(fact)]
     # By hand, because a JSON encoder that is given a dict takes five times as long, and this is done for every event.
     parts = [
@@ -163,7 +171,12 @@ def encode(fact: Fact | OpaqueEvent) -> str:
         if value is not None
     ]
     text = "{" + ",".join(parts) + "}"
-    return text if text.isascii() or _is_storable(text) else _write_ascii(json.loads(text))
+    if text.isascii() or _is_storable(text):
+        return fact, text
+    escaped = _write_ascii(json.loads(text))
+    read = decode(type(fact).__name__, fact.TYPE_VERSION, escaped)
+    assert isinstance(read, Fact)
+    return read, escaped
 
 
 def decode(

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
-from ttasks.events.codec import decode, encode, iso
+from ttasks.events.codec import as_stored, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.events.status import RunStatus
@@ -84,17 +84,7 @@ class Encoded:
         """Encode a batch; what must not be recorded is withheld first."""
         if batch.redaction is not None:
             redaction = batch.redaction
-        return cls(batch, [_stored(withhold(fact, key, redaction)) for fact in batch.facts])
-
-
-def _stored(fact: Fact) -> tuple[Fact, str]:
-    data = encode(fact)
-    # Text that JSON can't tell apart (two surrogates that make one character) is folded as it will be read back.
-    if "\\ud" in data:
-        read = decode(type(fact).__name__, fact.TYPE_VERSION, data)
-        assert isinstance(read, Fact)
-        fact = read
-    return fact, data
+        return cls(batch, [as_stored(withhold(fact, key, redaction)) for fact in batch.facts])
 
 
 class _Staged:
