@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import timedelta
 from functools import reduce
 from typing import Any
@@ -126,6 +127,14 @@ def test_pending_and_running_are_active() -> None:
 
 def test_a_parent_that_is_neither_active_nor_succeeded_is_bad() -> None:
     assert {status for status in TaskStatus if status.is_bad} == {FAILED, CANCELLED, BLOCKED, INTERRUPTED}
+
+
+def test_what_facts_make_lacks_no_field_of_its_record() -> None:
+    state = fold(created(), started(1), ended(f.TaskSucceeded, 1))
+    attempt = apply_attempt(None, started(1), task_id="t", position=1, runner=1)
+    for record in (state, state.result, attempt):
+        assert record is not None
+        assert vars(record).keys() == {field.name for field in fields(record)}
 
 
 @pytest.mark.parametrize(("before", "after"), MOVES)

@@ -22,7 +22,9 @@ def event_hash(before: bytes, columns: tuple[int | str | None, ...]) -> bytes:
     # In one go where that counts the same: only of ASCII there are as many bytes as characters.
     text = "".join(["-" if column is None else f"{len(t := str(column))}:{t}," for column in columns])
     netstrings = text.encode() if text.isascii() else b"".join(map(_netstring, columns))
-    return sha256(b"".join((_WHAT_IS_HASHED, before, netstrings))).digest()
+    hashed = sha256(_WHAT_IS_HASHED + before)
+    hashed.update(netstrings)  # not joined with the rest: they may be long
+    return hashed.digest()
 
 
 def _netstring(column: int | str | None) -> bytes:

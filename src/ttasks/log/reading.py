@@ -9,7 +9,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +63,10 @@ def in_one_view(question: Callable[[sqlite3.Connection], Answer]) -> Callable[[s
                 connection.execute("ROLLBACK")
 
     return asked
+
+
+def _task_states(found: Iterable[rows.Row]) -> list[TaskState]:
+    return [rows.task_state(row) for row in found]
 
 
 def event_of(row: tuple[Any, ...]) -> RecordedEvent:
@@ -360,12 +364,12 @@ class Readers(LogReader):
     def tasks(self) -> list[TaskState]:
         """Return the tasks that are not deleted, in (created_at, id) order."""
         found = self._all(select("tasks", "WHERE is_deleted = 0 ORDER BY created_at, id"))
-        return [self._read(rows.task_state, row) for row in found]
+        return self._read(_task_states, found)
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:
         """Return a graph's tasks by id, deleted ones too."""
         found = self._all(select("tasks", OF_GRAPH), (graph_id,))
-        return {row[0]: self._read(rows.task_state, row) for row in found}
+        return {state.id: state for state in self._read(_task_states, found)}
 
     def ids(self, table: str) -> list[str]:
         """Return the ids in ``tasks`` or ``graphs`` that are not deleted, in (created_at, id) order."""
@@ -420,7 +424,7 @@ class Readers(LogReader):
             if graph is None:
                 return None
             found = connection.execute(select("tasks", OF_GRAPH), (graph_id,))
-            return graph, {row[0]: self._read(rows.task_state, row) for row in found}
+            return graph, {state.id: state for state in self._read(_task_states, found)}
 
         return self.ask(in_one_view(question))
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
-from ttasks.events.codec import decode, encode, iso
+from ttasks.events.codec import as_stored, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
 from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
 from ttasks.events.status import RunStatus
@@ -84,17 +84,7 @@ class Encoded:
         """Encode a batch; what must not be recorded is withheld first."""
         if batch.redaction is not None:
             redaction = batch.redaction
-        return cls(batch, [_stored(withhold(fact, key, redaction)) for fact in batch.facts])
-
-
-def _stored(fact: Fact) -> tuple[Fact, str]:
-    data = encode(fact)
-    # Text that JSON can't tell apart (two surrogates that make one character) is folded as it will be read back.
-    if "\\ud" in data:
-        read = decode(type(fact).__name__, fact.TYPE_VERSION, data)
-        assert isinstance(read, Fact)
-        fact = read
-    return fact, data
+        return cls(batch, [as_stored(withhold(fact, key, redaction)) for fact in batch.facts])
 
 
 class _Staged:
@@ -121,6 +111,7 @@ class Transaction:
         self._head = 0
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
+        self._data_version: int | None = None
         self.runner: int | None = None
         self._is_whole = True
 
@@ -170,10 +161,9 @@ class Transaction:
         self._is_whole = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            self._check_schema()
-            self._read_head()
+            self._look_for_others()
             staged = _Staged(self._head, self._head_hash, at(), self.runner)
-            outcomes.extend(self._stage_request(staged, request) for request in group)
+            outcomes += [self._stage_request(staged, request) for request in group]
             self._write(staged)
             is_complete = True
             connection.execute("COMMIT")
@@ -191,9 +181,18 @@ class Transaction:
         """Undo what was not committed, and forget what was cached: it may not be what is stored."""
         self._folds.clear()
         self._head = -1
+        self._data_version = None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._is_whole = True
+
+    def _look_for_others(self) -> None:
+        """Read the head, and whether the schema is another, where anybody but this connection has committed."""
+        (data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._check_schema()
+            self._read_head()
+            self._data_version = data_version
 
     def _check_schema(self) -> None:
         # A newer ttasks may have opened the ledger, and migrated it, since this process did.

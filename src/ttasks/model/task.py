@@ -20,14 +20,14 @@ from ttasks.model.result import TaskResult, is_loaded
 from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
-from ttasks.state.record import evolve
+from ttasks.state.record import evolve, made
 from ttasks.state.task import TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
 OnInterruptedName = Literal["rerun", "fail", "ask"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Proposal:
     """What a handle wants recorded: facts for its stream, of which it has seen `expected` events."""
 
@@ -142,7 +142,7 @@ class Task(TaskView):
             fresh._given = self._given.copy()
             return fresh
 
-    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None) -> None:
+    def _begin(self, state: TaskState, env: Mapping[str, str] | None = None, missing_env: tuple[str, ...] = ()) -> None:
         self._lock = threading.RLock()
         # Held while something of it is recorded: who waits here decides by what the handle then shows.
         self._recording = threading.RLock()
@@ -151,7 +151,7 @@ class Task(TaskView):
         self._ledger: str | None = None
         self._seen: dict[str, int] = {}
         self._is_as_made = True
-        self._given = Given(env)
+        self._given = Given(env, missing_env)
         self._result: TaskResult | None = None
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
@@ -229,12 +229,11 @@ class Task(TaskView):
     def _load(cls, state: TaskState, ledger: str, history: History) -> Task:
         """Return a handle over what a ledger holds of a task."""
         task = object.__new__(cls)
-        task._begin(state)
+        task._begin(state, missing_env=tuple(state.env_digests or ()))
         task._ledger = ledger
         task._seen[ledger] = state.version
         task._is_as_made = False
         task._history = history
-        task._given = Given(None, tuple(state.env_digests or ()))
         return task
 
     @property
@@ -511,7 +510,8 @@ class Task(TaskView):
 
 
 def _created(state: TaskState) -> TaskCreated:
-    return TaskCreated(
+    return made(
+        TaskCreated,
         name=state.name,
         title=state.title,
         type=state.type,

@@ -1,10 +1,20 @@
-"""What the states have in common: frozen records that are copied with changes."""
+"""What the states have in common: frozen records that are made whole and copied with changes."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
 State = TypeVar("State")
+
+
+def made(record: type[State], **fields: Any) -> State:
+    """Return an instance of a frozen dataclass, all of whose fields are given.
+
+    As calling the class, but about four times as fast on records of thirty fields: see `evolve`.
+    """
+    state = object.__new__(record)
+    state.__dict__.update(fields)
+    return state
 
 
 def evolve(state: State, **changes: Any) -> State:

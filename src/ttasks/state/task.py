@@ -12,7 +12,7 @@ from ttasks.events import facts as f
 from ttasks.events.codec import from_iso, iso
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
-from ttasks.state.record import evolve
+from ttasks.state.record import evolve, made
 from ttasks.state.transitions import PENDING, RUNNING, SUCCEEDED, next_status
 
 
@@ -111,7 +111,8 @@ REVISABLE: Final = frozenset({"title", "payload", "description", "timeout", "err
 
 
 def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
-    return TaskState(
+    return made(
+        TaskState,
         id=task_id,
         name=fact.name,
         title=fact.title,
@@ -126,9 +127,20 @@ def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
         env_digests=fact.env_digests,
         on_interrupted=fact.on_interrupted,
         derived_from=fact.derived_from,
-        error=fact.error,
-        redacted=fact.redacted,
         version=version,
+        error=fact.error,
+        error_length=None,
+        blocked_by=None,
+        attempts=0,
+        running_attempt=None,
+        retry=0,
+        retry_due_at=None,
+        cancel_requested_by=None,
+        interruptions=0,
+        resolution=None,
+        is_deleted=False,
+        redacted=fact.redacted,
+        result=None,
     )
 
 
@@ -193,7 +205,8 @@ def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
     elif fact.error is not None and not _speaks_of_its_result_only(state, fact):
         changes["error"], changes["error_length"] = fact.error, fact.error_length
     if fact.finished_at is not None:
-        changes["result"] = ResultState(
+        changes["result"] = made(
+            ResultState,
             status=status,
             attempt=fact.attempt,
             started_at=fact.started_at or fact.finished_at,
@@ -289,7 +302,8 @@ def apply_attempt(
     if isinstance(fact, f.TaskStarted) and fact.attempt is not None:
         if fact.handler is None or fact.started_at is None:
             raise DamagedLedgerError(f"the TaskStarted of task {task_id} at {position} has no handler or no time")
-        return AttemptState(
+        return made(
+            AttemptState,
             task_id=task_id,
             attempt=fact.attempt,
             position=position,
@@ -300,6 +314,15 @@ def apply_attempt(
             retry=fact.retry or 0,
             graph=fact.graph,
             run=fact.run,
+            finished_at=None,
+            duration=None,
+            returncode=None,
+            reason=None,
+            exception=None,
+            error=None,
+            error_length=None,
+            pid=None,
+            process_start=None,
         )
     if attempt is None:
         return None

@@ -17,7 +17,7 @@ from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """What to record of one handle: its pending facts, then `facts`.
 
