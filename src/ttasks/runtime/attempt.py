@@ -32,8 +32,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
-from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Limit
-from ttasks.log.redaction import LineRedactor
+from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.log.survivors import MARK, mark
 from ttasks.model.event import TaskEvent, TaskEventType
@@ -42,12 +41,11 @@ from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
-from ttasks.runtime.output import LineCutter, OutputBuffer
+from ttasks.runtime.output import OutputBuffer, Printing
 from ttasks.state.rows import tail
 
 Handler = Callable[[TaskContext], Any]
 ONCE: Final = RetryPolicy()
-STREAMS: Final = ("stdout", "stderr")
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ class Attempt:
         redaction = journal.redaction(task)
         self._redaction = None if redaction is None or redaction.is_idle else redaction
         self._limit = UNLIMITED
-        self._last_lines: list[tuple[str, str]] = []
-        self._has_printed = False
+        self._printing: Printing | None = None
         self._is_over = False
         self._unwritten: list[TaskFact] = []
         self.has_started = False
@@ -187,7 +184,6 @@ class Attempt:
         if self._output_bytes_max is not None:
             elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
             self._limit = Limit(self._output_bytes_max, elsewhere)
-        self._begin_printing()
         if position is not None:
             self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
 
@@ -366,8 +362,8 @@ class Attempt:
 
     def unwritten(self) -> list[TaskFact]:
         """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
-        if self._has_printed:
-            self.stop_printing()  # its handler may run on, and be given up
+        if self._printing is not None:
+            self._printing.stop()  # its handler may run on, and be given up
         self._is_over = True
         if self._buffer is not None:
             self._unwritten += self._buffer.take()
@@ -445,54 +441,32 @@ class Attempt:
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
         self._pid = pid
-        self._begin_printing()
+        self._printing = None  # a handler may run several, one after the other
         if self._buffer is not None:
             self._buffer.add(ProcessSpawned(self.number, pid, process_start(pid)))
 
-    def _begin_printing(self) -> None:
-        """Be ready for what a child process prints; a handler may run several, one after the other."""
-        redaction = self._redaction
-        self._redactors = {} if redaction is None else {name: LineRedactor(redaction) for name in STREAMS}
-        self.kept = {name: self._limit.keep("\n") for name in STREAMS}
-        self._cutters = {name: LineCutter(self._limit) for name in STREAMS}
-        self._has_stopped_printing = False
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """What is kept of what the latest child process printed, by stream."""
+        return self._of_child().kept
+
+    def _of_child(self) -> Printing:
+        if self._printing is None:  # a handler that ran none asks, or one in whose name others report
+            self._printing = Printing(self._redaction, self._limit, self._buffer, self._bus, self._publish_lines)
+        return self._printing
 
     def printed(self, stream: str, text: str) -> None:
         """Take what it printed, as it was read; secrets are masked before it goes anywhere (SPEC §8)."""
-        if self._has_stopped_printing or self._is_over:
-            return
-        self._has_printed = True
-        if self._redactors:
-            text = self._redactors[stream].feed(text)
-        self._keep_printed(stream, text)
-        if self._bus.has_subscribers:
-            with self._lock:
-                lines = self._cutters[stream].cut(text)
-            self._publish_lines(stream, lines)
-
-    def _keep_printed(self, stream: str, text: str) -> None:
-        self.kept[stream].add(text)
-        if self._buffer is not None and text:
-            self._buffer.printed(stream, text)
+        if not self._is_over:
+            self._of_child().take(stream, text)
 
     def stop_printing(self) -> None:
         """Take no more, but what was held back until its line is complete: it is as complete as it will be."""
-        with self._lock:
-            has_stopped, self._has_stopped_printing = self._has_stopped_printing, True
-        if has_stopped:
-            return
-        for stream, redactor in self._redactors.items():
-            text = redactor.finish()
-            self._keep_printed(stream, text)
-            with self._lock:
-                self._last_lines += [(stream, line) for line in self._cutters[stream].cut(text)]
+        self._of_child().stop()
 
     def finished_printing(self) -> None:
         """Publish last lines, which may have no line end."""
-        self.stop_printing()
-        with self._lock:
-            lines, self._last_lines = self._last_lines, []
-            lines += [(stream, line) for stream, cutter in self._cutters.items() for line in cutter.finish()]
+        lines = self._of_child().finish()
         if not self._is_over:
             for stream, line in lines:
                 self._publish_lines(stream, [line])

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from ttasks import clock
@@ -13,8 +14,10 @@ from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
 from ttasks.handlers.kept import Limit
 from ttasks.log.event_log import EventLog
+from ttasks.log.redaction import LineRedactor, Redaction
 from ttasks.log.transaction import Owned
 from ttasks.model.task import Task
+from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
 from ttasks.stores.recording import Entry
 
@@ -191,3 +194,68 @@ class LineCutter:
         """Return what is left, if anything."""
         rest, self._rest = self._rest.text(), self._limit.keep(" ")
         return [rest] if rest else []
+
+
+STREAMS: Final = ("stdout", "stderr")
+
+
+class Printing:
+    """What one child process of an attempt prints: masked, recorded as it was read, kept, and published by line.
+
+    `kept` is what is kept of it in memory, by stream. `publish` gets a stream and whole lines of it.
+    """
+
+    def __init__(
+        self,
+        redaction: Redaction | None,
+        limit: Limit,
+        buffer: OutputBuffer | None,
+        bus: EventBus,
+        publish: Callable[[str, list[str]], None],
+    ) -> None:
+        self.kept = {name: limit.keep("\n") for name in STREAMS}
+        self._buffer = buffer
+        self._bus = bus
+        self._publish = publish
+        self._lock = threading.Lock()
+        self._redactors = {} if redaction is None else {name: LineRedactor(redaction) for name in STREAMS}
+        self._cutters = {name: LineCutter(limit) for name in STREAMS}
+        self._last_lines: list[tuple[str, str]] = []
+        self._has_stopped = False
+
+    def take(self, stream: str, text: str) -> None:
+        """Take what was read; where nobody listens no line is cut."""
+        if self._has_stopped:
+            return
+        if self._redactors:
+            text = self._redactors[stream].feed(text)
+        self._keep(stream, text)
+        if self._bus.has_subscribers:
+            with self._lock:
+                lines = self._cutters[stream].cut(text)
+            self._publish(stream, lines)
+
+    def _keep(self, stream: str, text: str) -> None:
+        self.kept[stream].add(text)
+        if self._buffer is not None and text:
+            self._buffer.printed(stream, text)
+
+    def stop(self) -> None:
+        """Take no more, but what was held back until its line is complete: it is as complete as it will be."""
+        with self._lock:
+            has_stopped, self._has_stopped = self._has_stopped, True
+        if has_stopped:
+            return
+        for stream, redactor in self._redactors.items():
+            text = redactor.finish()
+            self._keep(stream, text)
+            with self._lock:
+                self._last_lines += [(stream, line) for line in self._cutters[stream].cut(text)]
+
+    def finish(self) -> list[tuple[str, str]]:
+        """Take no more, and return the last lines, which may have no line end, each with its stream."""
+        self.stop()
+        with self._lock:
+            lines, self._last_lines = self._last_lines, []
+            lines += [(stream, line) for stream, cutter in self._cutters.items() for line in cutter.finish()]
+        return lines
