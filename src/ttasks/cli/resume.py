@@ -232,7 +232,8 @@ def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) 
 
     def work() -> None:
         try:
-            ended.set_result(start())
+            start()
+            ended.set_result(None)
         except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
             ended.set_exception(error)
 

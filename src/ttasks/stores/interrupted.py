@@ -44,14 +44,26 @@ class Leftovers:
 
     def is_interrupted(self, run: RunState) -> bool:
         """True for a run that is recorded as interrupted, or that nobody runs any more."""
-        if run.status is RunStatus.RUNNING:
-            return not self._liveness.runs(f"graph-{run.graph_id}", run.runner)
+        while run.status is RunStatus.RUNNING:
+            if self._liveness.runs(f"graph-{run.graph_id}", run.runner):
+                return False
+            # It may have ended after it was read and before its runner was looked for; from now on it can't.
+            now = self._readers.runs(run.graph_id, newest_first=True, limit=1)[0]
+            if now == run:
+                return True
+            run = now
         return run.status is RunStatus.INTERRUPTED
 
     def is_left(self, task: TaskState) -> bool:
         """True for a task that was interrupted, recorded or not, or whose retry nobody waits for any more."""
-        claimed = claim(task)
-        return claimed is Claim.INTERRUPTED or (claimed is not Claim.SETTLED and not self._liveness.is_run(task))
+        while claim(task) in (Claim.RUNS, Claim.WAITS):
+            if self._liveness.is_run(task):
+                return False
+            now = self._readers.task(task.id)  # as in `is_interrupted`
+            if now is None or now.version == task.version:
+                return now is not None
+            task = now
+        return claim(task) is Claim.INTERRUPTED
 
     def then(self, task: TaskState, *, is_run_cancelled: bool = False) -> Then:
         """Return what a resumed run does with a task that is left."""
