@@ -596,6 +596,16 @@ def test_run_resume_of_a_file_that_was_never_run_says_so(ttasks: Command) -> Non
     assert done.stdout == "nothing to resume: other.yaml was never run into this ledger\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["resume"], ["resume", "--list"], ["retry"], ["resolve", "x", "--failed"]], ids=" ".join
+)
+def test_without_a_ledger_the_command_says_so_and_makes_none(ttasks: Command, words: list[str]) -> None:
+    done = ttasks(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ".ttasks/ledger.db" in done.stderr
+    assert not ttasks.ledger.parent.exists()
+
+
 # --- what a person decides --------------------------------------------------------------------------------------------
 
 
