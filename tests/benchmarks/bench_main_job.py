@@ -16,6 +16,8 @@ import gc
 import itertools
 import os
 import random
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -44,6 +46,33 @@ with SQLiteStore(sys.argv[1]) as store:
     TaskExecutor(store).execute(Task.bash("true"))
 """
 
+KILLED_HALFWAY = """
+import itertools, os, signal, sys
+from ttasks import SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
+ledger, count = sys.argv[1], int(sys.argv[2])
+graph, before, begun = TaskGraph(), [], itertools.count(1)
+for number in range(count):
+    before = [graph.add(Task.bash("true"), after=before if number % 10 else [])]
+def work(context):
+    if next(begun) > count / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+with SQLiteStore(ledger) as store, TaskExecutor.empty(store) as executor:
+    executor.register(TaskType.BASH, work)
+    graph.run(executor)
+"""
+RESUMED = """
+import os, sys, time
+from ttasks import SQLiteStore, TaskExecutor, TaskType
+def work(context):
+    print(time.perf_counter() - begun, flush=True)
+    os._exit(0)
+begun = time.perf_counter()
+with SQLiteStore(sys.argv[1]) as store, TaskExecutor.empty(store) as executor:
+    executor.register(TaskType.BASH, work)
+    executor.resume()
+"""
+COMMAND = "from ttasks.cli import main; main()"
+
 
 @dataclass(frozen=True)
 class Size:
@@ -55,9 +84,10 @@ class Size:
     lines: int = 100_000
     output_bytes: int = 50_000_000
     loaded: int = 3000
+    resumed: int = 10_000
 
 
-QUICK = Size(repetitions=2, tasks=10, processes=2, lines=1000, output_bytes=500_000, loaded=20)
+QUICK = Size(repetitions=2, tasks=10, processes=2, lines=1000, output_bytes=500_000, loaded=20, resumed=20)
 
 
 @dataclass(frozen=True)
@@ -289,6 +319,61 @@ class Bench:
         to, figure = f'python -c "{BARE_IMPORT}"', f"{pairs.seconds * 1000:.0f} ms"
         say(name, pairs.costs, to, figure, aim, median(pairs.costs))
 
+    # --- going on -----------------------------------------------------------------------------------------------------
+
+    def resuming(self) -> None:
+        """Print the line for what it takes until a graph of which half is done goes on."""
+        ledger, tables = next(self._new_paths), ("tasks", "graph_tasks", "graph_dependencies")
+        killed = subprocess.run([sys.executable, "-c", KILLED_HALFWAY, str(ledger), str(self.size.resumed)])
+        assert killed.returncode == -signal.SIGKILL
+
+        def fetch() -> float:
+            with contextlib.closing(sqlite3.connect(self._copy(ledger))) as plain:
+                return timed(lambda: [plain.execute(f"SELECT * FROM {name}").fetchall() for name in tables])
+
+        def subject() -> float:
+            child = [sys.executable, "-c", RESUMED, str(self._copy(ledger))]
+            return float(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
+
+        pairs = Pairs.of(fetch, subject, self.size.repetitions)
+        name, figure = f"{self.size.resumed:,} tasks go on", f"{pairs.seconds * 1000:.0f} ms"
+        say(name, pairs.costs, "sqlite3 fetching the rows", figure, Aim("<=", 1, "s"), pairs.seconds)
+
+    def resume_command(self) -> None:
+        """Print the line for what it takes until the command goes on with a file's run."""
+        file, ledger = Path("forty.yaml"), next(self._new_paths)
+        file.write_text("\n".join(["tasks:", *(f"  t{number}: {{bash: 'true'}}" for number in range(40))]))
+
+        def first_start(*arguments: str, starts: int) -> subprocess.Popen[str]:
+            words = [sys.executable, "-c", COMMAND, *arguments]
+            child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+            assert child.stdout is not None
+            while starts:
+                starts -= " started" in next(child.stdout)
+            return child
+
+        with first_start("run", str(file), "--ledger", str(ledger), starts=20) as killed:
+            killed.kill()
+
+        def subject() -> float:
+            copy, begun = str(self._copy(ledger)), time.perf_counter()
+            with first_start("resume", "--ledger", copy, starts=1) as child:
+                seconds = time.perf_counter() - begun
+                child.communicate()
+            return seconds
+
+        plain = functools.partial(process, sys.executable, "-c", BARE_IMPORT)
+        pairs = Pairs.of(plain, subject, 2 * self.size.repetitions)
+        to, figure = f'python -c "{BARE_IMPORT}"', f"{pairs.seconds * 1000:.0f} ms"
+        say("ttasks resume goes on", pairs.costs, to, figure, Aim("<=", 0.5, "s"), pairs.seconds)
+
+    def _copy(self, ledger: Path) -> Path:
+        """Return a copy of a ledger whose runner is gone: what it left is as it was."""
+        copy = next(self._new_paths)
+        for end in ("", "-wal"):
+            shutil.copy(f"{ledger}{end}", f"{copy}{end}")
+        return copy
+
     def run(self) -> None:
         """Print every line."""
         self.no_ops("tasks in a row", lambda: self.on_threads(1), Aim("<=", 1.6))
@@ -300,6 +385,8 @@ class Bench:
         self.much_output()
         self.loading()
         self.imports()
+        self.resuming()
+        self.resume_command()
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ NAMES = (
     "import ttasks",
     "its names imported",
     "a process, a bash task",
+    "20 tasks go on",
+    "ttasks resume goes on",
 )
 RATIO = re.compile(r" *\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\) +x \S.*")
 AIM = re.compile(r"aim (none|(<=|<|>=) [\d.]+( \S.*)?: (ok|over))")

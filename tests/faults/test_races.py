@@ -16,8 +16,10 @@ import pytest
 
 from processes import alive
 from ttasks import SQLiteStore, Task
+from ttasks.log import liveness
 from ttasks.log.reading import Readers
 from ttasks.log.verify import verify
+from ttasks.state.runner import RunnerState
 
 CAMPAIGN = os.environ.get("TTASKS_CAMPAIGN") == "full"
 PATIENCE_S = 100
@@ -197,3 +199,39 @@ def test_graphs_that_are_cancelled_at_random_moments_are_settled_and_leave_no_pr
         assert {str(run.status) for run in readers.runs()} <= {"succeeded", "failed", "cancelled", "interrupted"}
         for event in readers.events(type="ProcessSpawned"):
             assert alive(event.fact.pid) == []  # type: ignore[union-attr]
+
+
+ENDS_ON_REQUEST = """
+import sys
+from ttasks import SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
+with SQLiteStore(sys.argv[1]) as store, TaskExecutor.empty(store) as executor:
+    def work(context):
+        print("begun", flush=True)
+        sys.stdin.readline()
+    executor.register(TaskType.BASH, work)
+    task = Task.bash("work")
+    WAY
+"""
+
+
+@pytest.mark.parametrize("way", ["executor.execute(task)", "graph = TaskGraph(); graph.add(task); graph.run(executor)"])
+def test_what_ends_between_being_read_and_its_runner_being_looked_for_was_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    ledger = tmp_path / "ledger.db"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", ENDS_ON_REQUEST.replace("WAY", way), str(ledger)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert runner.stdout is not None and runner.stdout.readline() == b"begun\n"
+    ask = liveness.is_alive
+
+    def ends_and_is_looked_for(state: RunnerState, path: Path | None) -> bool:
+        runner.communicate(b"\n", timeout=60)
+        return ask(state, path)
+
+    monkeypatch.setattr(liveness, "is_alive", ends_and_is_looked_for)
+    with SQLiteStore(ledger, read_only=True) as store:
+        assert store.interrupted() == []
+    assert runner.returncode == 0

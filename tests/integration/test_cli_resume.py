@@ -18,6 +18,7 @@ import pytest
 
 from commands import TTASKS, Command, Running
 from processes import until
+from ttasks import SQLiteStore
 
 RELEASE = """
 title: release
@@ -215,6 +216,31 @@ def test_a_resumed_task_that_fails_exits_with_1_and_says_why(ttasks: Command) ->
     done = ttasks("resume")
     assert done.returncode == 1
     assert "failed after" in done.stdout and "boom" in done.stdout
+
+
+def test_a_task_of_an_interrupted_run_is_listed_with_that_run_and_goes_on_only_with_it(ttasks: Command) -> None:
+    killed(ttasks)
+    graph_id, task_id = ttasks.graph_id(), ttasks.task_id("upload")
+    before = ttasks.runners()
+    assert f"go on with it: ttasks resume {graph_id[-8:]}" in ttasks("resume", "--list", task_id).stdout
+    listed = ttasks("resume", "--list", ttasks.task_id("build")).stdout
+    assert listed == f"nothing to resume: {ttasks.task_id('build')} was not interrupted\n"
+    done = ttasks("resume", task_id)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"is of a run of graph {graph_id}, which is interrupted too: resume that" in done.stderr
+    assert ttasks.runners() == before
+
+
+def test_what_was_found_out_later_does_not_count_as_heard_of(ttasks: Command) -> None:
+    killed(ttasks, text=RELEASE.replace("upload: {", "upload: {on_interrupted: ask, "))
+    ttasks("resume")
+    task_id = ttasks.task_id("upload")
+    ttasks("resolve", task_id, "--rerun")
+    with SQLiteStore(ttasks.ledger, read_only=True) as store:
+        (work,) = store.interrupted()
+        found_at = next(event.recorded_at for event in store.events(type="TaskInterrupted"))
+        assert work.id == task_id
+        assert work.heard_at is not None and work.heard_at < found_at
 
 
 # --- who lives is left alone ------------------------------------------------------------------------------------------
@@ -570,6 +596,16 @@ def test_run_resume_of_a_file_that_was_never_run_says_so(ttasks: Command) -> Non
     assert done.stdout == "nothing to resume: other.yaml was never run into this ledger\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["resume"], ["resume", "--list"], ["retry"], ["resolve", "x", "--failed"]], ids=" ".join
+)
+def test_without_a_ledger_the_command_says_so_and_makes_none(ttasks: Command, words: list[str]) -> None:
+    done = ttasks(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ".ttasks/ledger.db" in done.stderr
+    assert not ttasks.ledger.parent.exists()
+
+
 # --- what a person decides --------------------------------------------------------------------------------------------
 
 
@@ -778,6 +814,15 @@ def test_finally_only_runs_what_is_owed_and_closes_the_run_as_cancelled(ttasks: 
     assert f"Carry on: ttasks retry {graph_id[-8:]}\n" in done.stdout
     go(ttasks)
     assert ttasks("retry").returncode == 0
+
+
+def test_finally_only_is_refused_for_a_task(ttasks: Command) -> None:
+    task_id = alone_killed(ttasks)
+    before = ttasks.runners()
+    done = ttasks("resume", task_id, "--finally-only")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--finally-only is for graphs" in done.stderr
+    assert ttasks.runners() == before
 
 
 # --- where it runs ----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
     out = console()
     with SQLiteStore(path, read_only=True) as store:
         only = find(store._readers, part)[1] if part is not None else None
-        found = [work for work in store.interrupted() if only in (None, work.id)]
+        found = [work for work in store.interrupted() if only in (None, work.id, *_tasks_of(work))]
         owed = [one for one in store.owed() if only in (None, one.graph_id, one.task_id)]
         for work in found:
             _show(store, work, hint)
@@ -74,12 +74,16 @@ def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
                 out.print(f"owed: finally task '{printable(one.title)}' ({task}) of graph {graph}")
                 out.print(f"  it waits for a person: {hint(f'resolve {task} --rerun')}")
     if not found and not owed:
-        out.print(NOTHING)
+        out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
+
+
+def _tasks_of(work: Interrupted) -> set[str]:
+    return {*work.running, *work.asking, *work.left, *work.owed}
 
 
 def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     out = console()
-    tasks = {id_: store.tasks[id_] for id_ in {*work.running, *work.asking, *work.left, *work.owed}}
+    tasks = {id_: store.tasks[id_] for id_ in _tasks_of(work)}
 
     def named(ids: Sequence[str]) -> str:
         return ", ".join(printable(tasks[id_].name or short(id_)) for id_ in ids)
@@ -130,7 +134,10 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
         if only is not None and not found:
             _refuse_what_runs(store, only)
         if options.finally_only:
+            tasks = [work for work in found if work.kind == "task"]
             found = [work for work in found if work.kind == "graph"]
+            if only is not None and tasks:
+                raise NotFoundError(f"{only} is a task: --finally-only is for graphs. Nothing was run or written")
         ready = [(work, handle) for work in found if work.can_go_on for handle in [_handle(store, work)]]
         for _, handle in ready:
             _give_again(handle, options.variables)

@@ -44,14 +44,26 @@ class Leftovers:
 
     def is_interrupted(self, run: RunState) -> bool:
         """True for a run that is recorded as interrupted, or that nobody runs any more."""
-        if run.status is RunStatus.RUNNING:
-            return not self._liveness.runs(f"graph-{run.graph_id}", run.runner)
+        while run.status is RunStatus.RUNNING:
+            if self._liveness.runs(f"graph-{run.graph_id}", run.runner):
+                return False
+            # It may have ended after it was read and before its runner was looked for; from now on it can't.
+            now = self._readers.runs(run.graph_id, newest_first=True, limit=1)[0]
+            if now == run:
+                return True
+            run = now
         return run.status is RunStatus.INTERRUPTED
 
     def is_left(self, task: TaskState) -> bool:
         """True for a task that was interrupted, recorded or not, or whose retry nobody waits for any more."""
-        claimed = claim(task)
-        return claimed is Claim.INTERRUPTED or (claimed is not Claim.SETTLED and not self._liveness.is_run(task))
+        while claim(task) in (Claim.RUNS, Claim.WAITS):
+            if self._liveness.is_run(task):
+                return False
+            now = self._readers.task(task.id)  # as in `is_interrupted`
+            if now is None or now.version == task.version:
+                return now is not None
+            task = now
+        return claim(task) is Claim.INTERRUPTED
 
     def then(self, task: TaskState, *, is_run_cancelled: bool = False) -> Then:
         """Return what a resumed run does with a task that is left."""
@@ -107,7 +119,7 @@ class Leftovers:
                 owed.append(task.id)
         runner = self._liveness.runner(run.runner)
         why = run.why if run.status is RunStatus.INTERRUPTED and run.why else gone(runner)
-        heard_at = max(filter(None, (self._heard_at(f"task-{task}") for task in running)), default=None)
+        heard_at = max(filter(None, (self._task_heard_at(tasks[id_]) for id_ in running)), default=None)
         return Interrupted(
             kind="graph",
             id=graph.id,
@@ -134,7 +146,7 @@ class Leftovers:
                 title=task.title,
                 run=None,
                 why=self.why(task),
-                heard_at=self._heard_at(f"task-{task.id}"),
+                heard_at=self._task_heard_at(task),
                 running=(task.id,) if then in (Then.AGAIN, Then.WAIT) else (),
                 asking=(task.id,) if then is Then.PERSON else (),
                 left=(),
@@ -149,6 +161,12 @@ class Leftovers:
         runs = self._readers.runs(graph_id, newest_first=True, limit=1)
         return bool(runs) and runs[0].run == number and runs[0].status in (RunStatus.RUNNING, RunStatus.INTERRUPTED)
 
-    def _heard_at(self, stream: str) -> datetime | None:
-        latest = EventFilter(stream, newest_first=True, limit=1)
+    def _task_heard_at(self, task: TaskState) -> datetime | None:
+        """Return when whoever ran the task was last heard of, and not whoever found that out or decided upon it."""
+        if claim(task) is Claim.INTERRUPTED and task.result is not None:
+            return task.result.finished_at
+        return self._heard_at(f"task-{task.id}", without=("TaskCancelRequested", "TaskRevised"))
+
+    def _heard_at(self, stream: str, without: tuple[str, ...] = ()) -> datetime | None:
+        latest = EventFilter(stream, without=without, newest_first=True, limit=1)
         return next((event.recorded_at for event in self._readers.matching(latest)), None)
