@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -659,6 +660,10 @@ def test_what_a_person_decides_is_recorded_with_who_and_why_and_retry_carries_on
     fact = json.loads(data)
     who = ttasks.sql("SELECT user || '@' || host FROM runners LIMIT 1")[0][0]
     assert fact["note"] == "I looked" and who.split("@")[0] in json.dumps(fact)
+    shown = ttasks("show", task_id).stdout
+    assert re.search(
+        rf"^resolved +{answer.removeprefix('--')}, by {re.escape(who)} at .*: I looked$", shown, re.MULTILINE
+    )
     go(ttasks)
     done = ttasks("retry")
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,6 +14,7 @@ from ttasks.cli.text import console, count, duration, moment, printable, short, 
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
 from ttasks.state.graph import GraphState
@@ -184,6 +185,10 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     attempts = readers.attempts(task_id)
     for attempt in attempts:
         _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt))
+    for event in readers.events(stream=f"task-{task_id}", type=TaskResolved.__name__):
+        if isinstance(event.fact, TaskResolved):
+            why = f": {event.fact.note}" if event.fact.note else ""
+            _field("resolved", f"{event.fact.answer}, by {event.fact.by} at {moment(event.recorded_at)}{why}")
     if attempts:
         _print_output(readers, task_id, attempts[-1].attempt, whole=whole_output)
 

@@ -209,14 +209,14 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
     verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
     out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
-    for task in graph:
-        if task.is_interrupted and reconcile(task._view, is_alive=False).then is Then.PERSON:
-            decide = hint(f"resolve {short(task.id)} --succeeded")
-            out.print(f"{names[task.id]} waits for a person: {decide}  (or --failed, or --rerun)")
+    asking = [task for task in graph if reconcile(task._view, is_alive=False).then is Then.PERSON]
+    for task in asking:
+        decide = hint(f"resolve {short(task.id)} --succeeded")
+        out.print(f"{names[task.id]} waits for a person: {decide}  (or --failed, or --rerun)")
     if graph.run_status is RunStatus.INTERRUPTED:
         out.print(f"Go on with it: {hint(f'resume {short(graph.id)}')}")
     elif not graph.ok:
-        out.print(f"Carry on: {hint(f'retry {short(graph.id)}')}")
+        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}')}")
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
