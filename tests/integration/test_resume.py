@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from processes import until
 from ttasks import (
     AlreadyRunningError,
     InMemoryStore,
@@ -28,7 +30,13 @@ from ttasks import (
     TaskType,
     TransitionError,
 )
+from ttasks.clock import monotonic_s
+from ttasks.handlers.shell import bash_handler
+from ttasks.log.survivors import end_survivors, mark
 from ttasks.log.verify import verify
+from ttasks.runtime.graph_run import STOP_WAIT_S, GraphRun
+from ttasks.stores.recording import Entry
+from ttasks.stores.recovery import Recovery
 
 PATIENCE_S = 60
 
@@ -874,6 +882,44 @@ def test_a_handle_that_has_not_heard_of_a_resume_is_refused(path: Path, open_res
         stale.run(resumer.executor)
 
 
+SHELL = """
+from ttasks.handlers.shell import bash_handler
+executor.register(TaskType.BASH, bash_handler)
+"""
+SCRIPT_THAT_STAYS = f"""
+{SHELL}
+executor.events.subscribe(lambda event: die() if event.type == "output" else None)
+graph = TaskGraph()
+task = graph.add(Task.bash("sleep 1000 & echo started; wait"))
+"""
+
+
+@pytest.mark.parametrize("kind", ["task", "graph"])
+def test_a_handle_that_has_not_heard_of_a_resume_ends_nothing_of_what_runs_now(
+    kind: str, path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(path, SCRIPT_THAT_STAYS + ("executor.execute(task)" if kind == "task" else "graph.run(executor)"))
+    resumer = open_resumer()
+    store, executor = resumer.store, resumer.executor
+    executor.register(TaskType.BASH, bash_handler)
+    recovery = Recovery(store._readers)
+    (task,) = store.tasks.values()
+    runs = [Entry(graph, [recovery.interrupted_run(recovery.runs(graph.id)[-1])]) for graph in store.graphs.values()]
+    executor._recover([recovery.find(task)], *runs)  # as by one that is killed right after that
+    graphs, (task,) = store.graphs.values(), store.tasks.values()
+    with subprocess.Popen([sys.executable, "-c", DYING + SHELL + "executor.resume()", str(path)]) as other:
+        try:
+            script = until(lambda: [at.pid for at in store._readers.attempts(task.id)[1:] if at.pid is not None])[0]
+            with pytest.raises(AlreadyRunningError):
+                graphs[0].run(executor) if kind == "graph" else executor.resume(task)
+            assert psutil.Process(script).status() != psutil.STATUS_ZOMBIE
+            assert store.tasks[task.id].is_running
+        finally:
+            other.kill()
+            latest = store._readers.attempts(task.id)[-1]
+            end_survivors({mark(store._readers.ledger(), latest.position): None})
+
+
 def test_one_that_is_refused_keeps_no_other_from_going_on(path: Path, open_resumer: Callable[[], Resumer]) -> None:
     dies(path, chain())
     dies(path, chain())
@@ -961,8 +1007,18 @@ def test_a_deleted_graph_is_neither_listed_nor_resumed(path: Path, open_resumer:
     dies(path, chain())
     resumer = open_resumer()
     del resumer.store.graphs[resumer.graph().id]
-    assert [work.kind for work in resumer.store.interrupted()] == []
+    assert [work.kind for work in resumer.store.interrupted()] == ["task"]
     assert resumer.store.owed() == []
+
+
+def test_a_task_of_a_deleted_graph_is_resumed_by_itself(path: Path, open_resumer: Callable[[], Resumer]) -> None:
+    dies(path, chain())
+    resumer = open_resumer()
+    del resumer.store.graphs[resumer.graph().id]
+    (task,) = resumer.executor.resume()
+    assert isinstance(task, Task)
+    assert (task.title, task.status, task.attempts) == ("b", "succeeded", 2)
+    assert resumer.store.interrupted() == []
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
@@ -1019,6 +1075,27 @@ def test_an_execute_that_was_overridden_is_used_by_a_resume_too(path: Path) -> N
         assert isinstance(graph, TaskGraph)
         assert ends(graph) == {"a": ("succeeded", 3)}
         assert executed == ["a"]
+
+
+def test_a_run_that_is_stopped_waits_for_no_retry_and_starts_none_later(path: Path) -> None:
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, lambda context: 1 / 0)
+        graph = TaskGraph()
+        task = graph.add(Task.bash("x"), retry_policy=RetryPolicy(2, backoff=PATIENCE_S))
+        waits = threading.Event()
+        executor.events.subscribe(lambda event: waits.set() if event.type == "failed" else None)
+        run = GraphRun(executor, graph, 1)
+        begun_s = monotonic_s()
+        leading = threading.Thread(target=run.run)
+        leading.start()
+        assert waits.wait(PATIENCE_S)
+        run._pass_on([SystemExit()])
+        leading.join(PATIENCE_S)
+        assert monotonic_s() - begun_s < STOP_WAIT_S
+        assert graph.run_status == "interrupted"
+        assert task.id not in executor._live
+        (left,) = store.interrupted()
+        assert left.running == (task.id,)
 
 
 def test_a_run_that_is_stopped_while_a_resumed_retry_waits_can_be_resumed_again(

@@ -386,6 +386,8 @@ class GraphRun:
             with self._changed:
                 self._changed.wait_for(lambda: not self._running, STOP_PAUSE_S)
         for attempt in self._live_attempts():  # its handler does not end; what it does later changes nothing any more
+            if attempt.is_settled:
+                continue
             attempt.abandon()
             try:
                 self._executor._settle(attempt)
@@ -398,7 +400,7 @@ class GraphRun:
     def _live_attempts(self) -> list[Attempt]:
         with self._changed:
             live = [self._executor._live.get(task_id) for task_id in self._running]
-        return [attempt for attempt in live if attempt is not None and not attempt.is_settled]
+        return [attempt for attempt in live if attempt is not None]
 
     # --- the workers -------------------------------------------------------------------------------------------------
 

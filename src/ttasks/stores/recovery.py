@@ -65,9 +65,10 @@ class Recovery:
                 f"task '{task.title}' is RUNNING ({task.id}): it, and what it is part of, can't be run now. "
                 "Nothing was written"
             )
-        attempts = self._readers.attempts(task.id)
+        # The one that this handle knows, not the latest: somebody may have resumed the task since, and runs that.
+        known = (attempt for attempt in self._readers.attempts(task.id) if attempt.attempt == state.attempts)
         verdict = reconcile(state, is_alive=False, is_run_cancelled=is_run_cancelled)
-        return Found(task, verdict, attempts[-1] if attempts else None)
+        return Found(task, verdict, next(known, None))
 
     def runs(self, graph_id: str) -> list[RunState]:
         """Return the runs of a graph, oldest first."""
