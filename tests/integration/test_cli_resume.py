@@ -18,6 +18,7 @@ import pytest
 
 from commands import TTASKS, Command, Running
 from processes import until
+from ttasks import SQLiteStore
 
 RELEASE = """
 title: release
@@ -87,6 +88,17 @@ def test_looking_at_a_dead_run_shows_it_as_interrupted_and_writes_nothing(ttasks
     assert "running" not in shown.stdout.replace("was running", "")
     assert ttasks.files() == before
     assert len(ttasks.left()) > 0, "looking ends nothing either"
+
+
+def test_a_task_that_was_deleted_by_itself_is_listed_with_its_graph(ttasks: Command) -> None:
+    killed(ttasks)
+    with SQLiteStore(ttasks.ledger) as store:
+        for task in store.tasks.values():
+            del store.tasks[task.id]
+    listed = ttasks("resume", "--list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "was running: upload" in listed.stdout
+    assert "owed: clean" in listed.stdout
 
 
 def test_a_killed_run_is_resumed_to_its_end_and_what_it_left_is_ended(ttasks: Command) -> None:

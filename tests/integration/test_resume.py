@@ -32,7 +32,7 @@ from ttasks import (
 )
 from ttasks.clock import monotonic_s
 from ttasks.handlers.shell import bash_handler
-from ttasks.log.survivors import end_survivors, mark
+from ttasks.log.survivors import Leader, end_survivors, mark
 from ttasks.log.verify import verify
 from ttasks.runtime.graph_run import STOP_WAIT_S, GraphRun
 from ttasks.stores.recording import Entry
@@ -687,6 +687,28 @@ executor.execute(Task.bash("flaky", title="alone"), retry_policy=RetryPolicy(max
     assert (task.status, task.attempts) == ("succeeded", 3)
 
 
+def test_a_retry_of_a_task_by_itself_that_is_cancelled_while_it_waits_is_no_exception(
+    path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(
+        path,
+        f"""
+executor.events.subscribe(lambda event: threading.Timer(0.05, die).start() if event.type == "failed" else None)
+executor.execute(Task.bash("fail"), retry_policy=RetryPolicy(max_attempts=2, backoff={PATIENCE_S}))
+""",
+    )
+    resumer = open_resumer()
+    (task,) = resumer.store.tasks.values()
+    resumed: list[Any] = []
+    resuming = threading.Thread(target=lambda: resumed.extend(resumer.executor.resume(task)))
+    resuming.start()
+    until(lambda: resumer.executor._live.get(task.id))
+    resumer.store.tasks.cancel(task.id)
+    resuming.join(PATIENCE_S)
+    assert resumed == [task]
+    assert (task.status, task.attempts) == ("cancelled", 1)
+
+
 def test_a_filter_of_a_task_that_ran_by_itself_can_not_be_restored(
     path: Path, open_resumer: Callable[[], Resumer]
 ) -> None:
@@ -1075,6 +1097,36 @@ def test_an_execute_that_was_overridden_is_used_by_a_resume_too(path: Path) -> N
         assert isinstance(graph, TaskGraph)
         assert ends(graph) == {"a": ("succeeded", 3)}
         assert executed == ["a"]
+
+
+def test_a_second_run_that_is_refused_does_not_keep_the_first_from_hearing_of_its_cancel(path: Path) -> None:
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph()
+        task = graph.add(Task.bash("sleep 1000"))
+        store.graphs.save(graph)
+        stale = store.graphs[graph.id]
+        running = threading.Thread(target=graph.run, args=(executor,))
+        running.start()
+        until(lambda: executor.is_running(task.id))
+        try:
+            with pytest.raises(AlreadyRunningError):
+                stale.run(executor)
+            store.graphs.cancel(graph.id)
+            until(lambda: graph.run_status == "cancelled")
+        finally:
+            executor.cancel(task)
+            running.join()
+
+
+def test_after_a_reboot_no_process_is_the_one_that_an_attempt_spawned(path: Path, monkeypatch: Any) -> None:
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        with pytest.raises(RuntimeError):
+            executor.execute(task := Task.bash("sleep 0.3; exit 1"))
+        (attempt,) = store._readers.attempts(task.id)
+        assert attempt.pid is not None
+        assert Recovery(store._readers)._leader(attempt) == Leader(attempt.pid, attempt.process_start)
+        monkeypatch.setattr("ttasks.log.runner.boot_id", lambda: "of another boot")
+        assert Recovery(store._readers)._leader(attempt) is None
 
 
 def test_a_run_that_is_stopped_waits_for_no_retry_and_starts_none_later(path: Path) -> None:

@@ -79,10 +79,12 @@ def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
 
 def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     out = console()
-    tasks = {id_: store.tasks[id_] for id_ in {*work.running, *work.asking, *work.left, *work.owed}}
+    # A graph's by the graph: one that was deleted by itself is still part of that.
+    tasks = store.graphs[work.id] if work.kind == "graph" else [store.tasks[work.id]]
+    names = {task.id: printable(task.name) for task in tasks}
 
     def named(ids: Sequence[str]) -> str:
-        return ", ".join(printable(tasks[id_].name or short(id_)) for id_ in ids)
+        return ", ".join(names[id_] or short(id_) for id_ in ids)
 
     run = f", run {work.run}" if work.run is not None else ""
     out.print(Text.assemble(state("interrupted"), f" {work.kind} {short(work.id)}{run}: {printable(work.title)}"))
@@ -232,7 +234,8 @@ def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) 
 
     def work() -> None:
         try:
-            ended.set_result(start())
+            start()
+            ended.set_result(None)
         except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
             ended.set_exception(error)
 

@@ -190,7 +190,8 @@ class GraphRun:
             self._give_up(error)
         finally:
             if (log := self._executor._journal.log) is not None:
-                log.unwatch(f"graph-{self._graph.id}")
+                if self._run is not None:  # else it is refused, and another run of the graph may be watching
+                    log.unwatch(f"graph-{self._graph.id}")
                 let_go(log.ledger, f"graph-{self._graph.id}")
             self._graph._leave_run()
             self._over.set()
