@@ -199,6 +199,15 @@ def test_a_task_without_a_graph_is_resumed_by_its_id(ttasks: Command) -> None:
     assert ttasks.left() == []
 
 
+def test_a_task_without_a_graph_has_no_finally_tasks_and_that_is_said(ttasks: Command) -> None:
+    task_id = alone_killed(ttasks)
+    done = ttasks("resume", task_id, "--finally-only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is a task by itself" in done.stdout
+    assert f"ttasks resume {task_id[-8:]}" in done.stdout
+    assert ttasks("resume", "--finally-only").stdout.startswith("nothing to resume: no run")
+
+
 def test_ctrl_c_of_a_resumed_task_cancels_it_and_exits_with_130(ttasks: Command) -> None:
     alone_killed(ttasks)
     code, printed = started(ttasks, "resume").end(signal.SIGINT)

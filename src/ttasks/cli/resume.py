@@ -131,8 +131,8 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
         found = [work for work in store.interrupted() if only in (None, work.id)]
         if only is not None and not found:
             _refuse_what_runs(store, only)
-        if options.finally_only:
-            found = [work for work in found if work.kind == "graph"]
+        alone = [work for work in found if work.kind == "task"] if options.finally_only else []
+        found = [work for work in found if work not in alone]
         ready = [(work, handle) for work in found if work.can_go_on for handle in [_handle(store, work)]]
         for _, handle in ready:
             _give_again(handle, options.variables)
@@ -144,7 +144,10 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
         for work in found:
             if not work.can_go_on:
                 _show(store, work, hint)
-        if not found:
+        for work in alone if only is not None else ():
+            go_on = hint(f"resume {short(work.id)}")
+            out.print(f"nothing to resume with --finally-only: {only} is a task by itself. Go on with it: {go_on}")
+        if not found and not (alone and only is not None):
             out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
         status = 0
         for work, handle, run in runs:
