@@ -1129,6 +1129,32 @@ def test_after_a_reboot_no_process_is_the_one_that_an_attempt_spawned(path: Path
         assert Recovery(store._readers)._leader(attempt) is None
 
 
+def test_a_handler_that_ends_as_it_is_given_up_keeps_no_run_from_stopping(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ttasks.runtime.graph_run.STOP_WAIT_S", 0.1)
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        entered, may_end = threading.Event(), threading.Event()
+        executor.register(TaskType.BASH, lambda context: [entered.set(), may_end.wait(PATIENCE_S)])
+        graph = TaskGraph()
+        task = graph.add(Task.bash("x"))
+
+        def has_ended_just_now(*_: object) -> None:
+            raise StreamConflictError(f"task-{task.id}", 2, 3)
+
+        run = GraphRun(executor, graph, 1)
+        leading = threading.Thread(target=run.run)
+        leading.start()
+        assert entered.wait(PATIENCE_S)
+        monkeypatch.setattr(executor, "_settle", has_ended_just_now)
+        run._pass_on([SystemExit()])
+        leading.join(10)
+        has_stopped = not leading.is_alive()
+        monkeypatch.undo()
+        may_end.set()
+        leading.join(PATIENCE_S)
+        assert has_stopped
+        assert (run._failure, graph.run_status) == (None, "interrupted")
+
+
 def test_a_run_that_is_stopped_waits_for_no_retry_and_starts_none_later(path: Path) -> None:
     with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
         executor.register(TaskType.BASH, lambda context: 1 / 0)

@@ -394,6 +394,8 @@ class GraphRun:
                 self._executor._settle(attempt)
             except LedgerUnwritableError as lost:
                 self._lose(lost)
+            except StreamConflictError:  # it did end, just now: its worker has recorded how
+                continue
         self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
         self._executor._keep_graph(self._graph)
         self._orders.put(None)
