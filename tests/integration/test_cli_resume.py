@@ -91,6 +91,17 @@ def test_looking_at_a_dead_run_shows_it_as_interrupted_and_writes_nothing(ttasks
     assert len(ttasks.left()) > 0, "looking ends nothing either"
 
 
+def test_a_task_that_was_deleted_by_itself_is_listed_with_its_graph(ttasks: Command) -> None:
+    killed(ttasks)
+    with SQLiteStore(ttasks.ledger) as store:
+        for task in store.tasks.values():
+            del store.tasks[task.id]
+    listed = ttasks("resume", "--list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "was running: upload" in listed.stdout
+    assert "owed: clean" in listed.stdout
+
+
 def test_a_killed_run_is_resumed_to_its_end_and_what_it_left_is_ended(ttasks: Command) -> None:
     killed(ttasks)
     assert ttasks.left() != []
@@ -187,6 +198,15 @@ def test_a_task_without_a_graph_is_resumed_by_its_id(ttasks: Command) -> None:
     assert "alone: succeeded" in done.stdout
     assert ttasks.log() == ["alone", "alone"]
     assert ttasks.left() == []
+
+
+def test_a_task_without_a_graph_has_no_finally_tasks_and_that_is_said(ttasks: Command) -> None:
+    task_id = alone_killed(ttasks)
+    done = ttasks("resume", task_id, "--finally-only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is a task by itself" in done.stdout
+    assert f"ttasks resume {task_id[-8:]}" in done.stdout
+    assert ttasks("resume", "--finally-only").stdout.startswith("nothing to resume: no run")
 
 
 def test_ctrl_c_of_a_resumed_task_cancels_it_and_exits_with_130(ttasks: Command) -> None:

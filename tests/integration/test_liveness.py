@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -17,9 +18,20 @@ from typing import Any
 import freezegun
 import pytest
 
-from ttasks import InMemoryStore, LedgerUnwritableError, SQLiteStore, Task, TaskContext, TaskExecutor, TaskType
+from ttasks import (
+    InMemoryStore,
+    LedgerUnwritableError,
+    SQLiteStore,
+    Task,
+    TaskContext,
+    TaskExecutor,
+    TaskGraph,
+    TaskType,
+)
+from ttasks.errors import DamagedLedgerError
 from ttasks.events.facts import TaskStarted
 from ttasks.log import runner as host
+from ttasks.log.event_log import EventLog
 from ttasks.log.files import lock_path, runner_path
 from ttasks.log.liveness import _IN_HAND, Liveness, RunnerLock, is_alive, let_go, take_in_hand
 from ttasks.log.transaction import Batch, Transaction
@@ -320,6 +332,28 @@ def test_what_a_process_has_lost_track_of_is_dead(kind: str, path: Path) -> None
         assert store.interrupted() == []
         let_go(store._ledger, f"task-{task.id}")
         assert [work.id for work in store.interrupted()] == [task.id]
+
+
+def test_what_ended_in_a_ledger_that_broke_meanwhile_is_not_in_hand_any_more(path: Path, monkeypatch: Any) -> None:
+    def breaks(_: TaskContext) -> None:
+        monkeypatch.setattr(EventLog, "append", refuse)
+
+    def refuse(*_: object) -> None:
+        raise DamagedLedgerError("event 7 can't be read")
+
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, breaks)
+        graph = TaskGraph()
+        task = graph.add(Task.bash("x"))
+        graph.add(Task.bash("y"), after=[task])
+        with pytest.raises(DamagedLedgerError):
+            executor.execute(Task.bash("alone"))
+        monkeypatch.undo()
+        with contextlib.suppress(DamagedLedgerError):
+            graph.run(executor)
+        monkeypatch.undo()
+        assert sorted(work.kind for work in store.interrupted()) == ["graph", "task"]
+        assert not executor._live
 
 
 def test_what_two_took_in_hand_is_in_hand_until_both_let_go(path: Path) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from processes import until
 from ttasks import (
     AlreadyRunningError,
     InMemoryStore,
@@ -29,7 +31,13 @@ from ttasks import (
     TaskType,
     TransitionError,
 )
+from ttasks.clock import monotonic_s
+from ttasks.handlers.shell import bash_handler
+from ttasks.log.survivors import Leader, end_survivors, mark
 from ttasks.log.verify import verify
+from ttasks.runtime.graph_run import STOP_WAIT_S, GraphRun
+from ttasks.stores.recording import Entry
+from ttasks.stores.recovery import Recovery
 
 PATIENCE_S = 60
 
@@ -680,6 +688,28 @@ executor.execute(Task.bash("flaky", title="alone"), retry_policy=RetryPolicy(max
     assert (task.status, task.attempts) == ("succeeded", 3)
 
 
+def test_a_retry_of_a_task_by_itself_that_is_cancelled_while_it_waits_is_no_exception(
+    path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(
+        path,
+        f"""
+executor.events.subscribe(lambda event: threading.Timer(0.05, die).start() if event.type == "failed" else None)
+executor.execute(Task.bash("fail"), retry_policy=RetryPolicy(max_attempts=2, backoff={PATIENCE_S}))
+""",
+    )
+    resumer = open_resumer()
+    (task,) = resumer.store.tasks.values()
+    resumed: list[Any] = []
+    resuming = threading.Thread(target=lambda: resumed.extend(resumer.executor.resume(task)))
+    resuming.start()
+    until(lambda: resumer.executor._live.get(task.id))
+    resumer.store.tasks.cancel(task.id)
+    resuming.join(PATIENCE_S)
+    assert resumed == [task]
+    assert (task.status, task.attempts) == ("cancelled", 1)
+
+
 def test_a_filter_of_a_task_that_ran_by_itself_can_not_be_restored(
     path: Path, open_resumer: Callable[[], Resumer]
 ) -> None:
@@ -875,6 +905,44 @@ def test_a_handle_that_has_not_heard_of_a_resume_is_refused(path: Path, open_res
         stale.run(resumer.executor)
 
 
+SHELL = """
+from ttasks.handlers.shell import bash_handler
+executor.register(TaskType.BASH, bash_handler)
+"""
+SCRIPT_THAT_STAYS = f"""
+{SHELL}
+executor.events.subscribe(lambda event: die() if event.type == "output" else None)
+graph = TaskGraph()
+task = graph.add(Task.bash("sleep 1000 & echo started; wait"))
+"""
+
+
+@pytest.mark.parametrize("kind", ["task", "graph"])
+def test_a_handle_that_has_not_heard_of_a_resume_ends_nothing_of_what_runs_now(
+    kind: str, path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(path, SCRIPT_THAT_STAYS + ("executor.execute(task)" if kind == "task" else "graph.run(executor)"))
+    resumer = open_resumer()
+    store, executor = resumer.store, resumer.executor
+    executor.register(TaskType.BASH, bash_handler)
+    recovery = Recovery(store._readers)
+    (task,) = store.tasks.values()
+    runs = [Entry(graph, [recovery.interrupted_run(recovery.runs(graph.id)[-1])]) for graph in store.graphs.values()]
+    executor._recover([recovery.find(task)], *runs)  # as by one that is killed right after that
+    graphs, (task,) = store.graphs.values(), store.tasks.values()
+    with subprocess.Popen([sys.executable, "-c", DYING + SHELL + "executor.resume()", str(path)]) as other:
+        try:
+            script = until(lambda: [at.pid for at in store._readers.attempts(task.id)[1:] if at.pid is not None])[0]
+            with pytest.raises(AlreadyRunningError):
+                graphs[0].run(executor) if kind == "graph" else executor.resume(task)
+            assert psutil.Process(script).status() != psutil.STATUS_ZOMBIE
+            assert store.tasks[task.id].is_running
+        finally:
+            other.kill()
+            latest = store._readers.attempts(task.id)[-1]
+            end_survivors({mark(store._readers.ledger(), latest.position): None})
+
+
 def test_one_that_is_refused_keeps_no_other_from_going_on(path: Path, open_resumer: Callable[[], Resumer]) -> None:
     dies(path, chain())
     dies(path, chain())
@@ -962,8 +1030,18 @@ def test_a_deleted_graph_is_neither_listed_nor_resumed(path: Path, open_resumer:
     dies(path, chain())
     resumer = open_resumer()
     del resumer.store.graphs[resumer.graph().id]
-    assert [work.kind for work in resumer.store.interrupted()] == []
+    assert [work.kind for work in resumer.store.interrupted()] == ["task"]
     assert resumer.store.owed() == []
+
+
+def test_a_task_of_a_deleted_graph_is_resumed_by_itself(path: Path, open_resumer: Callable[[], Resumer]) -> None:
+    dies(path, chain())
+    resumer = open_resumer()
+    del resumer.store.graphs[resumer.graph().id]
+    (task,) = resumer.executor.resume()
+    assert isinstance(task, Task)
+    assert (task.title, task.status, task.attempts) == ("b", "succeeded", 2)
+    assert resumer.store.interrupted() == []
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
@@ -1020,6 +1098,83 @@ def test_an_execute_that_was_overridden_is_used_by_a_resume_too(path: Path) -> N
         assert isinstance(graph, TaskGraph)
         assert ends(graph) == {"a": ("succeeded", 3)}
         assert executed == ["a"]
+
+
+def test_a_second_run_that_is_refused_does_not_keep_the_first_from_hearing_of_its_cancel(path: Path) -> None:
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph()
+        task = graph.add(Task.bash("sleep 1000"))
+        store.graphs.save(graph)
+        stale = store.graphs[graph.id]
+        running = threading.Thread(target=graph.run, args=(executor,))
+        running.start()
+        until(lambda: executor.is_running(task.id))
+        try:
+            with pytest.raises(AlreadyRunningError):
+                stale.run(executor)
+            store.graphs.cancel(graph.id)
+            until(lambda: graph.run_status == "cancelled")
+        finally:
+            executor.cancel(task)
+            running.join()
+
+
+def test_after_a_reboot_no_process_is_the_one_that_an_attempt_spawned(path: Path, monkeypatch: Any) -> None:
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        with pytest.raises(RuntimeError):
+            executor.execute(task := Task.bash("sleep 0.3; exit 1"))
+        (attempt,) = store._readers.attempts(task.id)
+        assert attempt.pid is not None
+        assert Recovery(store._readers)._leader(attempt) == Leader(attempt.pid, attempt.process_start)
+        monkeypatch.setattr("ttasks.log.runner.boot_id", lambda: "of another boot")
+        assert Recovery(store._readers)._leader(attempt) is None
+
+
+def test_a_handler_that_ends_as_it_is_given_up_keeps_no_run_from_stopping(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ttasks.runtime.graph_run.STOP_WAIT_S", 0.1)
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        entered, may_end = threading.Event(), threading.Event()
+        executor.register(TaskType.BASH, lambda context: [entered.set(), may_end.wait(PATIENCE_S)])
+        graph = TaskGraph()
+        task = graph.add(Task.bash("x"))
+
+        def has_ended_just_now(*_: object) -> None:
+            raise StreamConflictError(f"task-{task.id}", 2, 3)
+
+        run = GraphRun(executor, graph, 1)
+        leading = threading.Thread(target=run.run)
+        leading.start()
+        assert entered.wait(PATIENCE_S)
+        monkeypatch.setattr(executor, "_settle", has_ended_just_now)
+        run._pass_on([SystemExit()])
+        leading.join(10)
+        has_stopped = not leading.is_alive()
+        monkeypatch.undo()
+        may_end.set()
+        leading.join(PATIENCE_S)
+        assert has_stopped
+        assert (run._failure, graph.run_status) == (None, "interrupted")
+
+
+def test_a_run_that_is_stopped_waits_for_no_retry_and_starts_none_later(path: Path) -> None:
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, lambda context: 1 / 0)
+        graph = TaskGraph()
+        task = graph.add(Task.bash("x"), retry_policy=RetryPolicy(2, backoff=PATIENCE_S))
+        waits = threading.Event()
+        executor.events.subscribe(lambda event: waits.set() if event.type == "failed" else None)
+        run = GraphRun(executor, graph, 1)
+        begun_s = monotonic_s()
+        leading = threading.Thread(target=run.run)
+        leading.start()
+        assert waits.wait(PATIENCE_S)
+        run._pass_on([SystemExit()])
+        leading.join(PATIENCE_S)
+        assert monotonic_s() - begun_s < STOP_WAIT_S
+        assert graph.run_status == "interrupted"
+        assert task.id not in executor._live
+        (left,) = store.interrupted()
+        assert left.running == (task.id,)
 
 
 def test_a_run_that_is_stopped_while_a_resumed_retry_waits_can_be_resumed_again(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from ttasks import RetryPolicy, Task, TaskContext, TaskExecutor, TaskType
+from ttasks.model.retry import qualified_name
 
 
 def test_by_default_a_task_is_tried_once_and_nothing_is_waited_for() -> None:
@@ -153,3 +155,27 @@ def test_only_what_retry_on_allows_is_tried_again(retry_on: Any, error: Exceptio
 
 def test_a_failure_with_a_policy_of_one_attempt_is_not_tried_again() -> None:
     assert attempts_of(RetryPolicy(1), ValueError("x")) == 1
+
+
+class _Handler:
+    def __call__(self, context: object) -> None:
+        """Do nothing."""
+
+
+def _handler(context: object, option: int = 0) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [
+        (_handler, "_handler"),
+        (partial(_handler, option=1), "_handler"),
+        (partial(partial(_handler), option=1), "_handler"),
+        (_Handler(), "_Handler"),
+        (partial(_Handler()), "_Handler"),
+        (_Handler().__call__, "_Handler.__call__"),
+    ],
+)
+def test_code_is_named_by_what_it_calls_in_the_end(thing: object, name: str) -> None:
+    assert qualified_name(thing) == f"{__name__}.{name}"

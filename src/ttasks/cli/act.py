@@ -47,7 +47,9 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
     out = console()
     table, id_ = find(Readers.open(path), part)  # before anything is opened for writing
     if table != "tasks":
-        raise NotFoundError(f"{id_} is a graph: what is resolved is a task; ttasks show {short(id_)} lists its tasks")
+        raise NotFoundError(
+            f"{id_} is a graph: what is resolved is a task; {hint(f'show {short(id_)}')} lists its tasks"
+        )
     with SQLiteStore(path) as store:
         if id_ not in store.tasks:
             raise NotFoundError(f"{id_} was deleted: there is nothing to resolve")
@@ -57,7 +59,7 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
         out.print(f"recorded: task '{printable(task.title or id_)}' {counts}")
         attempts = store._readers.attempts(id_)
         graph_id = attempts[-1].graph if attempts else None
-        if graph_id is None:
+        if graph_id is None or graph_id not in store.graphs:
             if answer == "rerun":
                 out.print(f"Go on with it: {hint(f'resume {short(id_)}')}")
         elif store.graphs[graph_id].run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):

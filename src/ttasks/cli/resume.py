@@ -83,10 +83,12 @@ def _tasks_of(work: Interrupted) -> set[str]:
 
 def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     out = console()
-    tasks = {id_: store.tasks[id_] for id_ in _tasks_of(work)}
+    # A graph's by the graph: one that was deleted by itself is still part of that.
+    tasks = store.graphs[work.id] if work.kind == "graph" else [store.tasks[work.id]]
+    names = {task.id: printable(task.name) for task in tasks}
 
     def named(ids: Sequence[str]) -> str:
-        return ", ".join(printable(tasks[id_].name or short(id_)) for id_ in ids)
+        return ", ".join(names[id_] or short(id_) for id_ in ids)
 
     run = f", run {work.run}" if work.run is not None else ""
     out.print(Text.assemble(state("interrupted"), f" {work.kind} {short(work.id)}{run}: {printable(work.title)}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 from ttasks.events.facts import RetrySpec
 from ttasks.model.checks import FLOAT_MAX, check_number
@@ -100,7 +101,9 @@ class RetryPolicy:
 
 
 def qualified_name(thing: object) -> str:
-    """Return ``module.qualname`` of a function or type, of an instance that of its type."""
+    """Return ``module.qualname`` of a function or type, of a partial that of what it calls, else that of its type."""
+    while isinstance(thing, partial):
+        thing = thing.func
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', repr(named))}"
 

@@ -303,6 +303,11 @@ class Executions:
                 if follow is not None:
                     self._out_of_hand(follow)
                 follow = None
+            except Exception:  # a ledger that is damaged, say: the work is over, and nobody here runs it any more
+                if follow is not None:
+                    self._out_of_hand(follow)
+                self._let_go(attempt)
+                raise
         attempt.settled()
         self._ended(attempt, before, events[0], is_waiting=bool(more) and isinstance(attempt.fact, TaskFailed))
         if follow is None:

@@ -194,7 +194,8 @@ class GraphRun:
             self._give_up(error)
         finally:
             if (log := self._executor._journal.log) is not None:
-                log.unwatch(f"graph-{self._graph.id}")
+                if self._run is not None:  # else it is refused, and another run of the graph may be watching
+                    log.unwatch(f"graph-{self._graph.id}")
                 let_go(log.ledger, f"graph-{self._graph.id}")
             self._graph._leave_run()
             self._over.set()
@@ -390,11 +391,15 @@ class GraphRun:
             with self._changed:
                 self._changed.wait_for(lambda: not self._running, STOP_PAUSE_S)
         for attempt in self._live_attempts():  # its handler does not end; what it does later changes nothing any more
+            if attempt.is_settled:
+                continue
             attempt.abandon()
             try:
                 self._executor._settle(attempt)
             except LedgerUnwritableError as lost:
                 self._lose(lost)
+            except StreamConflictError:  # it did end, just now: its worker has recorded how
+                continue
         self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
         self._executor._keep_graph(self._graph)
         self._orders.put(None)
@@ -402,7 +407,7 @@ class GraphRun:
     def _live_attempts(self) -> list[Attempt]:
         with self._changed:
             live = [self._executor._live.get(task_id) for task_id in self._running]
-        return [attempt for attempt in live if attempt is not None and not attempt.is_settled]
+        return [attempt for attempt in live if attempt is not None]
 
     # --- the workers -------------------------------------------------------------------------------------------------
 

@@ -330,7 +330,7 @@ class ResumedTask:
         except StreamConflictError as conflict:
             raise _resumed_by_another(task, conflict) from conflict
         except Exception:
-            if task.attempts == before:  # it did not even start
+            if task.attempts == before and not task.is_cancelled:  # it did not even start
                 raise
         finally:
             task._resumption = None

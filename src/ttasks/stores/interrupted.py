@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 
 from ttasks.errors import NotFoundError
@@ -14,7 +14,7 @@ from ttasks.log.replay import Past
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.reconcile import Claim, Then, claim, reconcile
-from ttasks.state.task import TaskState
+from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.recovery import gone
 
 
@@ -135,9 +135,10 @@ class Leftovers:
         )
 
     def _tasks(self) -> Iterator[Interrupted]:
+        open_graphs = set(self._readers.open_graphs())
         for task in self._readers.claimed_tasks():
-            attempts = self._readers.attempts(task.id)
-            if not self.is_left(task) or (attempts and self._is_in_open_run(attempts[-1].graph, attempts[-1].run)):
+            latest = next(iter(self._readers.attempts(task.id)[-1:]), None)
+            if not self.is_left(task) or self._is_in_open_run(latest, open_graphs):
                 continue
             then = self.then(task)
             yield Interrupted(
@@ -154,12 +155,12 @@ class Leftovers:
                 is_cancelled=task.cancel_requested_by is not None,
             )
 
-    def _is_in_open_run(self, graph_id: str | None, number: int | None) -> bool:
-        """True when a run is, or can be, going on: what became of its tasks is told with it."""
-        if graph_id is None:
+    def _is_in_open_run(self, attempt: AttemptState | None, open_graphs: Collection[str]) -> bool:
+        """True when the attempt's run is, or can be, going on: what became of its tasks is told with it."""
+        if attempt is None or attempt.graph not in open_graphs:
             return False
-        runs = self._readers.runs(graph_id, newest_first=True, limit=1)
-        return bool(runs) and runs[0].run == number and runs[0].status in (RunStatus.RUNNING, RunStatus.INTERRUPTED)
+        runs = self._readers.runs(attempt.graph, newest_first=True, limit=1)
+        return bool(runs) and runs[0].run == attempt.run
 
     def _task_heard_at(self, task: TaskState) -> datetime | None:
         """Return when whoever ran the task was last heard of, and not whoever found that out or decided upon it."""

@@ -16,6 +16,7 @@ from ttasks.events.facts import (
     TaskInterrupted,
 )
 from ttasks.events.status import RunStatus, TaskStatus, TerminationReason
+from ttasks.log import runner as host
 from ttasks.log.liveness import Liveness
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
@@ -65,9 +66,10 @@ class Recovery:
                 f"task '{task.title}' is RUNNING ({task.id}): it, and what it is part of, can't be run now. "
                 "Nothing was written"
             )
-        attempts = self._readers.attempts(task.id)
+        # The one that this handle knows, not the latest: somebody may have resumed the task since, and runs that.
+        known = (attempt for attempt in self._readers.attempts(task.id) if attempt.attempt == state.attempts)
         verdict = reconcile(state, is_alive=False, is_run_cancelled=is_run_cancelled)
-        return Found(task, verdict, attempts[-1] if attempts else None)
+        return Found(task, verdict, next(known, None))
 
     def runs(self, graph_id: str) -> list[RunState]:
         """Return the runs of a graph, oldest first."""
@@ -97,12 +99,21 @@ class Recovery:
         of_attempt = {mark(self._ledger, one.attempt.position): one for one in found if one.attempt is not None}
         ended: Mapping[str, Ended] = {}
         if of_attempt:
-            ended = end_survivors({name: _leader(one.attempt) for name, one in of_attempt.items()})
+            ended = end_survivors({name: self._leader(one.attempt) for name, one in of_attempt.items()})
         facts: dict[str, list[TaskFact]] = {}
         for one in found:
             name = mark(self._ledger, one.attempt.position) if one.attempt is not None else ""
             facts[one.task.id] = [*_reaped(one.attempt, ended.get(name)), *self.facts(one)]
         return facts
+
+    def _leader(self, attempt: AttemptState | None) -> Leader | None:
+        """Return the process that an attempt spawned; None: not known, or it ended with another boot."""
+        if attempt is None or attempt.pid is None:
+            return None
+        runner = self.liveness.runner(attempt.runner)
+        # Starts count from the boot, so that after another one they, and pids, may well be the same.
+        is_of_boot = runner is not None and runner.boot_id == host.boot_id()
+        return Leader(attempt.pid, attempt.process_start) if is_of_boot else None
 
     def facts(self, found: Found) -> list[TaskFact]:
         """Return the facts to record of a task of which no process is left."""
@@ -148,10 +159,6 @@ def _cancelled(state: TaskState, _: AttemptState | None) -> TaskFact:
 def _failed(_: TaskState, attempt: AttemptState | None) -> TaskFact:
     which = f"attempt {attempt.attempt}" if attempt is not None else "it"
     return TaskFailed(error=f"{which} was interrupted, and on_interrupted is 'fail'")
-
-
-def _leader(attempt: AttemptState | None) -> Leader | None:
-    return Leader(attempt.pid, attempt.process_start) if attempt is not None and attempt.pid is not None else None
 
 
 def _reaped(attempt: AttemptState | None, ended: Ended | None) -> Collection[TaskFact]:
