@@ -200,15 +200,6 @@ def test_a_task_without_a_graph_is_resumed_by_its_id(ttasks: Command) -> None:
     assert ttasks.left() == []
 
 
-def test_a_task_without_a_graph_has_no_finally_tasks_and_that_is_said(ttasks: Command) -> None:
-    task_id = alone_killed(ttasks)
-    done = ttasks("resume", task_id, "--finally-only")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "is a task by itself" in done.stdout
-    assert f"ttasks resume {task_id[-8:]}" in done.stdout
-    assert ttasks("resume", "--finally-only").stdout.startswith("nothing to resume: no run")
-
-
 def test_ctrl_c_of_a_resumed_task_cancels_it_and_exits_with_130(ttasks: Command) -> None:
     alone_killed(ttasks)
     code, printed = started(ttasks, "resume").end(signal.SIGINT)
@@ -753,6 +744,20 @@ def test_a_secret_has_to_be_given_again_before_anything_starts(ttasks: Command) 
     assert ttasks.runners() == before
     assert [process.pid for process in ttasks.left()] == [process.pid for process in left]
     assert ttasks.log() == ["build", "upload-hush-hush"]
+
+
+def test_where_one_of_several_can_not_go_on_it_is_said_how_the_others_do(ttasks: Command) -> None:
+    killed(ttasks, text=SECRET)
+    first = ttasks.graph_id()
+    killed(ttasks)
+    second = ttasks.sql(f"SELECT id FROM graphs WHERE id <> '{first}'")[0][0]
+    go(ttasks)
+    done = ttasks("resume")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        f"one of 2 can't go on as it was, so none was started. The others: ttasks resume {second[-8:]}" in done.stderr
+    )
+    assert ttasks("resume", second[-8:]).returncode == 0
 
 
 def test_with_its_secret_given_again_a_run_is_resumed(ttasks: Command) -> None:

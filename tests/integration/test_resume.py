@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ from ttasks import (
     TransitionError,
 )
 from ttasks.clock import monotonic_s
+from ttasks.events.facts import TaskStarted
 from ttasks.handlers.shell import bash_handler
-from ttasks.log.survivors import Leader, end_survivors, mark
+from ttasks.log.survivors import Dead, Leader, end_survivors, mark
+from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
+from ttasks.runtime.beginning import Beginning
 from ttasks.runtime.graph_run import STOP_WAIT_S, GraphRun
 from ttasks.stores.recording import Entry
 from ttasks.stores.recovery import Recovery
@@ -940,7 +944,9 @@ def test_a_handle_that_has_not_heard_of_a_resume_ends_nothing_of_what_runs_now(
         finally:
             other.kill()
             latest = store._readers.attempts(task.id)[-1]
-            end_survivors({mark(store._readers.ledger(), latest.position): None})
+            runner = store._readers.runner(latest.runner)
+            assert runner is not None
+            end_survivors({mark(store._readers.ledger(), latest.position): Dead(runner.id)})
 
 
 def test_one_that_is_refused_keeps_no_other_from_going_on(path: Path, open_resumer: Callable[[], Resumer]) -> None:
@@ -1125,9 +1131,9 @@ def test_after_a_reboot_no_process_is_the_one_that_an_attempt_spawned(path: Path
             executor.execute(task := Task.bash("sleep 0.3; exit 1"))
         (attempt,) = store._readers.attempts(task.id)
         assert attempt.pid is not None
-        assert Recovery(store._readers)._leader(attempt) == Leader(attempt.pid, attempt.process_start)
+        assert Recovery(store._readers)._dead(attempt).leader == Leader(attempt.pid, attempt.process_start)
         monkeypatch.setattr("ttasks.log.runner.boot_id", lambda: "of another boot")
-        assert Recovery(store._readers)._leader(attempt) is None
+        assert Recovery(store._readers)._dead(attempt).leader is None
 
 
 def test_a_handler_that_ends_as_it_is_given_up_keeps_no_run_from_stopping(path: Path, monkeypatch: Any) -> None:
@@ -1141,7 +1147,7 @@ def test_a_handler_that_ends_as_it_is_given_up_keeps_no_run_from_stopping(path: 
         def has_ended_just_now(*_: object) -> None:
             raise StreamConflictError(f"task-{task.id}", 2, 3)
 
-        run = GraphRun(executor, graph, 1)
+        run = GraphRun(Beginning(executor, graph, 1))
         leading = threading.Thread(target=run.run)
         leading.start()
         assert entered.wait(PATIENCE_S)
@@ -1163,7 +1169,7 @@ def test_a_run_that_is_stopped_waits_for_no_retry_and_starts_none_later(path: Pa
         task = graph.add(Task.bash("x"), retry_policy=RetryPolicy(2, backoff=PATIENCE_S))
         waits = threading.Event()
         executor.events.subscribe(lambda event: waits.set() if event.type == "failed" else None)
-        run = GraphRun(executor, graph, 1)
+        run = GraphRun(Beginning(executor, graph, 1))
         begun_s = monotonic_s()
         leading = threading.Thread(target=run.run)
         leading.start()
@@ -1216,3 +1222,72 @@ def test_what_was_set_to_running_by_hand_is_cancelled_without_asking_anybody(pat
         store.tasks.cancel(task.id)
         assert store.tasks[task.id].is_cancelled
         assert store.interrupted() == []
+
+
+def test_a_run_is_resumed_in_the_folder_that_it_was_started_in_also_where_its_process_had_moved(
+    path: Path, tmp_path: Path
+) -> None:
+    for name in ("before", "then", "later"):
+        (tmp_path / name).mkdir()
+    script = f"""
+executor = TaskExecutor(store)
+store.tasks.save(Task.bash("true"))  # it registers here
+os.chdir({str(tmp_path / "then")!r})
+executor.events.subscribe(lambda event: die() if event.task.title == "second" else None)
+graph = TaskGraph()
+first = graph.add(Task.bash("pwd", title="first"))
+graph.add(Task.bash("pwd", title="second"), after=[first])
+graph.add(Task.bash("pwd", title="third"), after=[first])
+graph.run(executor, max_workers=1)
+"""
+    dies(path, script, cwd=tmp_path / "before")
+    alone = f"""
+executor = TaskExecutor(store)
+store.tasks.save(Task.bash("true"))
+os.chdir({str(tmp_path / "later")!r})
+executor.events.subscribe(lambda event: die())
+executor.execute(Task.bash("pwd", title="alone"))
+"""
+    dies(path, alone, cwd=tmp_path / "before")
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        executor.resume()
+        said = {task.title: task.result.output.strip() for task in store.tasks.values() if task.result is not None}
+        then, later = str(tmp_path / "then"), str(tmp_path / "later")
+        assert said == {"first": then, "second": then, "third": then, "alone": later}
+
+
+def test_a_copy_of_a_ledger_leaves_alone_what_the_other_runs(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    with SQLiteStore(one) as store:
+        store.tasks.save(Task.bash("true"))
+    two.write_bytes(one.read_bytes())
+    live = subprocess.Popen(
+        [sys.executable, "-c", DYING + "TaskExecutor(store).execute(Task.bash('echo $$ > pid; sleep 1000'))", str(two)],
+        cwd=tmp_path,
+    )
+    try:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        pid = int((tmp_path / "pid").read_text())
+        dies(one, "TaskExecutor(store).events\nexecutor.execute(Task.bash('die on 1'))")
+        with SQLiteStore(one) as store, TaskExecutor.empty(store) as executor:
+            executor.register(TaskType.BASH, work)
+            (task,) = executor.resume()
+            assert task.is_succeeded  # type: ignore[union-attr]
+        assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        assert live.poll() is None
+    finally:
+        with SQLiteStore(two) as store:
+            for task in store.tasks.values():
+                store.tasks.cancel(task.id)
+        live.wait(PATIENCE_S)
+
+
+def test_what_this_process_left_itself_is_said_to_be_lost_by_it(path: Path) -> None:
+    with SQLiteStore(path) as store:
+        task = Task.bash("true")
+        store.tasks.save(task)
+        assert store._log is not None
+        begun = TaskStarted(1, "somewhere.handler", "true", datetime.now(UTC), 0)
+        store._log.append(Batch(f"task-{task.id}", [begun], 1))
+        (left,) = store.interrupted()
+        assert left.why == "this process has lost track of it"

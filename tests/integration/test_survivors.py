@@ -15,7 +15,7 @@ import pytest
 from ttasks import SurvivorError
 from ttasks.log import survivors
 from ttasks.log.runner import process_start
-from ttasks.log.survivors import MARK, Leader, end_survivors, mark
+from ttasks.log.survivors import MARK, RUNNER, Dead, Leader, end_survivors, mark
 
 LEDGER = f"ledger-of-{os.getpid()}"
 OF_ATTEMPT = mark(LEDGER, 7)
@@ -67,7 +67,7 @@ def lives(pid: int) -> bool:
 
 def test_a_script_is_ended_by_the_mark_that_it_carries(scripts: Any) -> None:
     script = scripts("sleep 1000 & echo $!; wait")
-    ended = end_survivors({OF_ATTEMPT: None})
+    ended = end_survivors({OF_ATTEMPT: Dead("r")})
     assert ended[OF_ATTEMPT].pids == {script.process.pid, int(script.said)}
     assert ended[OF_ATTEMPT].signal == "SIGTERM"
     assert not lives(int(script.said))
@@ -75,54 +75,64 @@ def test_a_script_is_ended_by_the_mark_that_it_carries(scripts: Any) -> None:
 
 def test_what_left_the_group_is_found_by_the_mark(scripts: Any) -> None:
     script = scripts("setsid bash -c 'echo $$; sleep 1000'; true")
-    end_survivors({OF_ATTEMPT: script.leader})
+    end_survivors({OF_ATTEMPT: Dead("r", script.leader)})
     assert not lives(int(script.said))
 
 
 def test_what_lost_the_mark_is_found_by_the_group_of_its_leader(scripts: Any) -> None:
     script = scripts("env -i sleep 1000 & echo $!; wait")
-    end_survivors({OF_ATTEMPT: script.leader})
+    end_survivors({OF_ATTEMPT: Dead("r", script.leader)})
     assert not lives(int(script.said))
 
 
 def test_a_script_that_lost_the_mark_itself_is_found_by_its_pid(scripts: Any) -> None:
     script = scripts("echo ready; sleep 1000", carries=None)
-    assert end_survivors({OF_ATTEMPT: None}) == {}
-    assert script.process.pid in end_survivors({OF_ATTEMPT: script.leader})[OF_ATTEMPT].pids
+    assert end_survivors({OF_ATTEMPT: Dead("r")}) == {}
+    assert script.process.pid in end_survivors({OF_ATTEMPT: Dead("r", script.leader)})[OF_ATTEMPT].pids
 
 
 def test_a_group_is_the_attempts_as_long_as_a_process_with_its_mark_is_in_it(scripts: Any) -> None:
     script = scripts("sleep 1000 & env -i sleep 1000 & echo $!; exec true")
     leader = script.leader
     script.process.wait()
-    end_survivors({OF_ATTEMPT: leader})
+    end_survivors({OF_ATTEMPT: Dead("r", leader)})
     assert not lives(int(script.said))
 
 
 def test_what_does_not_heed_sigterm_is_killed(scripts: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(survivors, "TERM_WAIT_S", 0.1)
     script = scripts("trap '' TERM; echo $$; while true; do sleep 0.1; done")
-    assert end_survivors({OF_ATTEMPT: None})[OF_ATTEMPT].signal == "SIGKILL"
+    assert end_survivors({OF_ATTEMPT: Dead("r")})[OF_ATTEMPT].signal == "SIGKILL"
     assert not lives(script.process.pid)
 
 
 def test_a_process_that_got_the_leaders_pid_is_left_alone(scripts: Any) -> None:
     script = scripts("echo $$; sleep 1000", carries=None)
-    assert end_survivors({OF_ATTEMPT: Leader(script.process.pid, "ticks:1")}) == {}
+    assert end_survivors({OF_ATTEMPT: Dead("r", Leader(script.process.pid, "ticks:1"))}) == {}
     assert lives(script.process.pid)
 
 
 def test_other_attempts_are_left_alone(scripts: Any) -> None:
     other = scripts("echo $$; sleep 1000", carries=mark(LEDGER, 8))
     another = scripts("echo $$; sleep 1000", carries=mark("another-ledger", 7))
-    assert end_survivors({OF_ATTEMPT: None}) == {}
+    assert end_survivors({OF_ATTEMPT: Dead("r")}) == {}
     assert lives(other.process.pid)
     assert lives(another.process.pid)
 
 
+def test_what_another_runner_started_from_a_copy_of_the_ledger_is_left_alone(
+    scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUNNER, "another")
+    of_copy = scripts("echo $$; exec sleep 1000")
+    assert end_survivors({OF_ATTEMPT: Dead("r")}) == {}
+    assert lives(of_copy.process.pid)
+    assert end_survivors({OF_ATTEMPT: Dead("another")})[OF_ATTEMPT].pids == {of_copy.process.pid}
+
+
 def test_each_process_is_told_with_its_attempt(scripts: Any) -> None:
     one, two = scripts("echo $$; exec sleep 1000"), scripts("echo $$; exec sleep 1000", carries=mark(LEDGER, 9))
-    ended = end_survivors({OF_ATTEMPT: None, mark(LEDGER, 9): None})
+    ended = end_survivors({OF_ATTEMPT: Dead("r"), mark(LEDGER, 9): Dead("r")})
     assert {name: found.pids for name, found in ended.items()} == {
         OF_ATTEMPT: {one.process.pid},
         mark(LEDGER, 9): {two.process.pid},
@@ -130,7 +140,7 @@ def test_each_process_is_told_with_its_attempt(scripts: Any) -> None:
 
 
 def test_who_resumes_from_inside_the_attempt_does_not_end_itself() -> None:
-    code = f"from ttasks.log.survivors import *; print(end_survivors({{{OF_ATTEMPT!r}: None}}))"
+    code = f"from ttasks.log.survivors import *; print(end_survivors({{{OF_ATTEMPT!r}: Dead('r')}}))"
     inner = [sys.executable, "-c", code]
     done = subprocess.run(
         ["bash", "-c", '"$@"; echo went on', "bash", *inner],
@@ -148,7 +158,7 @@ def test_what_can_not_be_ended_is_named(scripts: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(survivors, "_send", lambda process, number: None)  # as where it is another user's
     script = scripts("echo $$; exec sleep 1000")
     with pytest.raises(SurvivorError, match=f"process {script.process.pid}") as refusal:
-        end_survivors({OF_ATTEMPT: None})
+        end_survivors({OF_ATTEMPT: Dead("r")})
     assert refusal.value.pids == (script.process.pid,)
 
 

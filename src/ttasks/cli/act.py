@@ -62,7 +62,9 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
         if graph_id is None or graph_id not in store.graphs:
             if answer == "rerun":
                 out.print(f"Go on with it: {hint(f'resume {short(id_)}')}")
-        elif store.graphs[graph_id].run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+        elif any(work.id == graph_id for work in store.interrupted()):
             out.print(f"Go on with its graph: {hint(f'resume {short(graph_id)}')}")
+        elif store.graphs[graph_id].run_status is RunStatus.RUNNING:
+            out.print(f"Carry on with its graph when its run has ended: {hint(f'retry {short(graph_id)}')}")
         else:
             out.print(f"Carry on with its graph: {hint(f'retry {short(graph_id)}')}")

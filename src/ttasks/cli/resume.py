@@ -145,7 +145,7 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
             _give_again(handle, options.variables)
         # All are looked at before the first begins: what can't be restored is said before anything runs.
         runs = [
-            (work, handle, prepare(executor, store, handle, options.finally_only, options.force_handlers))
+            (work, handle, _prepared(executor, store, work, handle, options, [each for each, _ in ready], hint))
             for work, handle in ready
         ]
         for work in found:
@@ -166,6 +166,28 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
             if ended == EXIT_CTRL_C:
                 break
         return status
+
+
+def _prepared(
+    executor: TaskExecutor,
+    store: SQLiteStore,
+    work: Interrupted,
+    handle: TaskGraph | Task,
+    options: Options,
+    all_of_them: Sequence[Interrupted],
+    hint: Hint,
+) -> ResumedRun | ResumedTask | None:
+    """Return what goes on with one of several; where it can't, say how to go on with the others."""
+    try:
+        return prepare(executor, store, handle, options.finally_only, options.force_handlers)
+    except NotResumableError:
+        others = [hint(f"resume {short(other.id)}") for other in all_of_them if other is not work]
+        if others:
+            said = (
+                f"ttasks: one of {len(all_of_them)} can't go on as it was, so none was started. To go on with others: "
+            )
+            console(stderr=True).print(said + "; ".join(others))
+        raise
 
 
 def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:

@@ -299,7 +299,8 @@ class GraphRunStarted(GraphFact):
     """A run, counted from 1. `edges` are pairs of indices into `tasks`: child, dependency.
 
     `finally_tasks` and `optional_tasks` are indices into `tasks` too. `handlers` maps the types of its tasks to the
-    qualified names of what runs them: a payload that was meant for another handler must not reach this one.
+    qualified names of what runs them: a payload that was meant for another handler must not reach this one. `cwd` is
+    the folder that the run was started in, None where it is its runner's.
     """
 
     run: int
@@ -309,6 +310,7 @@ class GraphRunStarted(GraphFact):
     finally_tasks: tuple[int, ...] = ()
     optional_tasks: tuple[int, ...] = ()
     handlers: Mapping[str, str] | None = None
+    cwd: str | None = None
 
 
 @dataclass(frozen=True)

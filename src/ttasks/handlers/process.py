@@ -20,9 +20,11 @@ from ttasks import clock
 from ttasks.clock import monotonic_s
 from ttasks.errors import TaskCancelled, TaskTimeoutError
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
-from ttasks.log.survivors import KILL_WAIT_S, TERM_WAIT_S
 
 READ_BYTES: Final = 64 * 1024
+TERM_WAIT_S: Final = 5.0
+"""How long a group has between SIGTERM and SIGKILL."""
+KILL_WAIT_S: Final = 2.0
 LOOK_UP_S: Final = 0.2
 """How long a reader sleeps before it looks whether its group was ended."""
 

@@ -24,7 +24,7 @@ from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
-from ttasks.log.runner import describe_git, describe_runner, git_root
+from ttasks.log.runner import describe_git, describe_runner, git_root, working_directory
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
 from ttasks.version import __version__
 
@@ -86,7 +86,8 @@ class EventLog:
     """One ledger, opened for appending. Get it with `EventLog.open`; threads may share it.
 
     `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions, `redaction` is what is
-    kept out of every text before it is written (None: nothing).
+    kept out of every text before it is written (None: nothing). `runner_id` is the id of this process's runner, once
+    it has registered.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class EventLog:
         self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
         self._runner_lock: RunnerLock | None = None
+        self._registered: RunnerStarted | None = None
+        self.runner_id: str | None = None
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -419,7 +422,13 @@ class EventLog:
             self._runner_lock.release()
         if self.path is not None:
             self._runner_lock = RunnerLock(self.path, runner_id)
-        return f"runner-{runner_id}", describe_runner()
+        self.runner_id, self._registered = runner_id, describe_runner()
+        return f"runner-{runner_id}", self._registered
+
+    def moved_to(self) -> str | None:
+        """Return the folder that this process is in; None: the one in which it registered, or it has not yet."""
+        here = working_directory()
+        return here if self._registered is not None and here != self._registered.cwd else None
 
     def _unwritable(self, error: Exception) -> LedgerUnwritableError:
         what = f"the ledger {self.path or files.MEMORY} can't be written: {error}; nothing was written"

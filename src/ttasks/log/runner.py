@@ -71,9 +71,10 @@ def is_this_process(runner: RunnerState) -> bool:
     return runner.pid == os.getpid() and born == (boot_id(), process_start(runner.pid))
 
 
-def _working_directory() -> str:
+def working_directory() -> str:
+    """Return the folder that this process is in, ``(deleted)`` where there is none any more."""
     try:
-        return str(Path.cwd())
+        return os.getcwd()  # noqa: PTH109 - asked for at every start
     except FileNotFoundError:
         return "(deleted)"
 
@@ -86,7 +87,7 @@ def describe_runner() -> RunnerStarted:
         pid=os.getpid(),
         process_start=process_start(os.getpid()) or "unknown",
         user=clock.user_name(),
-        cwd=_working_directory(),
+        cwd=working_directory(),
         command=tuple(sys.orig_argv),
         ttasks_version=__version__,
         python_version=".".join(map(str, sys.version_info[:3])),

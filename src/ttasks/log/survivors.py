@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 MARK: Final = "TTASKS_ATTEMPT"
 """The variable by which an attempt's processes are known: ``<ledger id>:<position of its TaskStarted>``."""
-TERM_WAIT_S: Final = 5.0
-"""How long a process has between SIGTERM and SIGKILL."""
+RUNNER: Final = "TTASKS_RUNNER"
+"""The variable that has the id of the attempt's runner: copies of a ledger have the same id, and the same positions."""
+TERM_WAIT_S: Final = 7.0
+"""How long a process has between SIGTERM and SIGKILL: one that is a runner itself gives its own scripts 5 s."""
 KILL_WAIT_S: Final = 2.0
 PAUSE_S: Final = 0.02
 
@@ -37,6 +39,14 @@ class Leader:
     start: str | None
 
 
+@dataclass(frozen=True)
+class Dead:
+    """An attempt whose runner, by its id, is gone; `leader` is None where no process of it is known."""
+
+    runner: str
+    leader: Leader | None = None
+
+
 @dataclass
 class Ended:
     """The processes of one attempt that were ended, and the strongest signal that took."""
@@ -45,11 +55,11 @@ class Ended:
     signal: str = "SIGTERM"
 
 
-def end_survivors(leaders: Mapping[str, Leader | None]) -> dict[str, Ended]:
+def end_survivors(attempts: Mapping[str, Dead]) -> dict[str, Ended]:
     """End every process that is left of these attempts: SIGTERM, a moment, SIGKILL.
 
     Args:
-        leaders: by the attempt's mark, the process that it spawned (None: not known).
+        attempts: by the mark of each.
 
     Returns:
         By the attempt's mark, what was ended; attempts of which nothing was left are not in it.
@@ -65,7 +75,7 @@ def end_survivors(leaders: Mapping[str, Leader | None]) -> dict[str, Ended]:
     for signal, wait_s in (("SIGTERM", TERM_WAIT_S), ("SIGKILL", KILL_WAIT_S)):
         deadline, signalled = monotonic_s() + wait_s, set[int]()
         while True:
-            left = list(_survivors(leaders))
+            left = list(_survivors(attempts))
             if not left:
                 return ended
             for name, process in left:
@@ -89,7 +99,7 @@ def _send(process: psutil.Process, signal: str) -> None:
         process.terminate() if signal == "SIGTERM" else process.kill()
 
 
-def _survivors(leaders: Mapping[str, Leader | None]) -> Iterator[tuple[str, psutil.Process]]:
+def _survivors(attempts: Mapping[str, Dead]) -> Iterator[tuple[str, psutil.Process]]:
     """Yield each process that is left, with the mark of its attempt."""
     import psutil
 
@@ -99,15 +109,12 @@ def _survivors(leaders: Mapping[str, Leader | None]) -> Iterator[tuple[str, psut
         for process in psutil.process_iter(["pid", "status", "environ"])
         if process.pid not in own and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
-    marked = {process.pid: name for process in processes if (name := _mark(process)) in leaders}
-    groups = {
-        leader.pid: name
-        for name, leader in leaders.items()
-        if leader is not None and is_process(leader.pid, leader.start)
-    }
+    marked = {process.pid: name for process in processes if (name := _mark(process, attempts)) is not None}
+    leaders = {name: dead.leader for name, dead in attempts.items() if dead.leader is not None}
+    groups = {leader.pid: name for name, leader in leaders.items() if is_process(leader.pid, leader.start)}
     # The leader may be gone, but as long as a process that carries the mark is in its group, the group is still its.
     for pid, name in marked.items():
-        leader = leaders[name]
+        leader = leaders.get(name)
         if leader is not None and leader.pid in _groups_of(pid):
             groups[leader.pid] = name
     for process in processes:
@@ -117,9 +124,12 @@ def _survivors(leaders: Mapping[str, Leader | None]) -> Iterator[tuple[str, psut
             yield of, process
 
 
-def _mark(process: psutil.Process) -> str:
-    environment = process.info["environ"]  # None: it is another user's
-    return str(environment.get(MARK, "")) if environment else ""
+def _mark(process: psutil.Process, attempts: Mapping[str, Dead]) -> str | None:
+    """Return which of these attempts a process carries the mark of; None: of none."""
+    environment = process.info["environ"] or {}  # None: it is another user's
+    name = environment.get(MARK)
+    dead = attempts.get(name) if name is not None else None
+    return name if dead is not None and environment.get(RUNNER, dead.runner) == dead.runner else None
 
 
 def _groups_of(pid: int) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
-from ttasks.log.survivors import MARK, mark
+from ttasks.log.survivors import MARK, RUNNER, mark
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
@@ -170,12 +170,17 @@ class Attempt:
             started_at=self.started_at,
             retry=self.retry,
             timeout=context.timeout,
-            cwd=context.cwd,
+            cwd=context.cwd if context.cwd is not None else self._moved_to(),
             env=dict(context.env) or None,
             retry_policy=self.policy.spec() if self.policy != ONCE else None,
             graph=self.run.graph if self.run is not None else None,
             run=self.run.run if self.run is not None else None,
         )
+
+    def _moved_to(self) -> str | None:
+        """Return where this process is, if that is not where it registered: resuming has to know."""
+        log = self._journal.log
+        return log.moved_to() if log is not None else None
 
     def started(self, position: int | None) -> None:
         """Take note that the start was recorded, at `position` (None: there is no ledger)."""
@@ -436,7 +441,9 @@ class Attempt:
     def environment(self) -> dict[str, str]:
         """Return what names this attempt to its child processes, so that they are found after a crash (SPEC §6)."""
         log = self._journal.log
-        return {MARK: mark(log.ledger, self.position)} if log is not None else {}
+        if log is None:
+            return {}
+        return {MARK: mark(log.ledger, self.position), RUNNER: log.runner_id or ""}
 
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""

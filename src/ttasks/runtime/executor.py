@@ -273,9 +273,10 @@ class TaskExecutor(Executions):
 
     def run_graph(self, graph: TaskGraph, max_workers: int = 4) -> TaskGraph:
         """Run a graph; see `TaskGraph.run`."""
+        from ttasks.runtime.beginning import Beginning
         from ttasks.runtime.graph_run import GraphRun
 
-        GraphRun(self, graph, max_workers).run()
+        GraphRun(Beginning(self, graph, max_workers)).run()
         return graph
 
     def resume(

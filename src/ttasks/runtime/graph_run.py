@@ -24,23 +24,19 @@ from ttasks.events.facts import (
     GraphFact,
     GraphRunFinished,
     GraphRunInterrupted,
-    GraphRunStarted,
-    Member,
 )
 from ttasks.events.status import RunStatus
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import OwnedRun
-from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import qualified_name
 from ttasks.model.task import Task
 from ttasks.runtime.attempt import Attempt, RunRef
+from ttasks.runtime.beginning import Beginning
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.state.planner import Consequences, Planner
-from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.rows import tail
 from ttasks.stores.recording import Entry
-from ttasks.stores.recovery import Found, Recovery
 
 STOP_WAIT_S: Final = 10.0
 """How long a second Ctrl-C waits for what runs: a process group has 5 s between SIGTERM and SIGKILL."""
@@ -56,20 +52,12 @@ _EXECUTE: Final = TaskExecutor.execute
 class GraphRun:
     """One run. All its state is guarded by `_changed`; recording and running happen outside of it."""
 
-    def __init__(self, executor: TaskExecutor, graph: TaskGraph, max_workers: int) -> None:
-        if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an int, got {type(max_workers).__name__}")
-        if max_workers < 1:
-            raise ValueError(f"max_workers must be greater than 0, got {max_workers}")
-        graph._check()
-        self._executor = executor
-        self._graph = graph
-        self._max_workers = max_workers
-        self._tasks: dict[str, Task] = {task.id: task for task in graph}
-        self._members: dict[str, Member] = dict(graph._members)
-        self._recovery = Recovery(log.readers) if (log := executor._journal.log) is not None else None
-        self._check()
-        self._found = self._find()
+    def __init__(self, beginning: Beginning) -> None:
+        executor = self._executor = beginning.executor
+        self._beginning = beginning
+        self._graph = beginning.graph
+        self._max_workers = beginning.max_workers
+        self._tasks, self._members = beginning.tasks, beginning.members
         self._planner: Planner
         # Where `execute` is overridden, every task goes through it; only else may an end and a start share a commit.
         self._is_direct = getattr(executor.execute, "__func__", None) is _EXECUTE
@@ -82,55 +70,12 @@ class GraphRun:
         self._failure: BaseException | None = None
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
-        self._is_cancelled = False
-        self._has_heard = False
+        self._is_cancelled = self._has_heard = beginning.is_cancelled
         self._is_stopped = False
         self._lost: LedgerUnwritableError | None = None
         self._broken: BaseException | None = None
         self._run: RunRef | None = None
         self._position: int | None = None
-
-    # --- what is there already ---------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        """Refuse a graph that can't be run now. Nothing was written."""
-        if self._graph.run_status is RunStatus.RUNNING and (
-            self._recovery is None or self._recovery.liveness.is_graph_run(self._graph.id)
-        ):
-            raise running_already(self._graph)
-        for task in self._tasks.values():
-            if not task.status.is_sink:
-                task._check_whole()
-
-    def _find(self) -> dict[str, Found]:
-        """Return by id the tasks that a runner which is gone left, or that are interrupted.
-
-        Raises:
-            AlreadyRunningError: one is RUNNING. Nothing was written.
-        """
-        found: dict[str, Found] = {}
-        for task in self._tasks.values():
-            if claim(task._view) is Claim.SETTLED:
-                continue
-            if self._recovery is None and (task.is_running or task._view.is_owned):
-                raise AlreadyRunningError(
-                    f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
-                )
-            if self._recovery is not None:
-                found[task.id] = self._recovery.find(task, is_run_cancelled=self._is_given_up(task))
-        return found
-
-    def _is_given_up(self, task: Task) -> bool:  # noqa: ARG002 - a run that is resumed may have been cancelled
-        """True for a task that a cancel of the run ends."""
-        return False
-
-    def _has_news(self, task: Task) -> bool:  # noqa: ARG002 - of a run that is resumed most have none
-        """True for a task that the ledger, or a store in memory, may have to be told of."""
-        return True
-
-    def _held(self) -> set[str]:
-        """Return the tasks that stay as they are in this run, though they might run in another."""
-        return {task_id for task_id, found in self._found.items() if found.verdict.then is Then.PERSON}
 
     # --- who waits, who leads --------------------------------------------------------------------------------------
 
@@ -215,54 +160,25 @@ class GraphRun:
             worker.join()
 
     def _begin(self) -> None:
-        graph, log = self._graph, self._executor._journal.log
-        number, opening = self._opening()
+        graph, log, beginning = self._graph, self._executor._journal.log, self._beginning
+        number, opening = beginning.opening()
         self._executor._keep_graph(graph)
-        others = [Entry(task) for task in self._tasks.values() if task.id not in self._found and self._has_news(task)]
+        entries = [*map(Entry, beginning.others()), Entry(graph, opening)]
         try:
-            events = self._executor._recover(list(self._found.values()), *others, Entry(graph, opening))
+            events = self._executor._recover(list(beginning.found.values()), *entries)
         except (StreamConflictError, TransitionError) as refusal:
-            raise self._refusal(refusal) from refusal
+            raise beginning.refused(refusal) from refusal
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
         if log is not None:
             log.watch(f"graph-{graph.id}", self._hear_cancel)
-        graph._errors = self._errors_before()
+        graph._errors = beginning.errors()
         statuses = {task_id: task.status for task_id, task in self._tasks.items()}
-        self._planner = Planner(self._members, statuses, self._held())
+        self._planner = Planner(self._members, statuses, beginning.held())
         consequences = self._planner.begin(is_withdrawn=self._is_cancelled)
         self._block(consequences)
         self._ready.extend(consequences.ready)
-
-    def _opening(self) -> tuple[int, list[GraphFact]]:
-        """Return the number of the run, and the facts that begin it."""
-        runs = self._recovery.runs(self._graph.id) if self._recovery is not None else []
-        facts: list[GraphFact] = []
-        if self._recovery is not None and runs and runs[-1].status is RunStatus.RUNNING:
-            facts.append(self._recovery.interrupted_run(runs[-1]))
-        number, ids = len(runs) + 1, list(self._members)
-        place = {task_id: index for index, task_id in enumerate(ids)}
-        members = self._members.values()
-        started = GraphRunStarted(
-            run=number,
-            max_workers=self._max_workers,
-            tasks=tuple(ids),
-            edges=tuple((place[member.task], place[parent]) for member in members for parent in member.after),
-            finally_tasks=tuple(place[member.task] for member in members if member.is_finally),
-            optional_tasks=tuple(place[member.task] for member in members if not member.is_required),
-            handlers=self._executor._handler_names({task.type for task in self._tasks.values()}),
-        )
-        return number, [*facts, started]
-
-    def _errors_before(self) -> dict[str, BaseException]:
-        """Return what was raised in this run before this process took it over."""
-        return {}
-
-    def _refusal(self, refusal: Exception) -> Exception:
-        """Return what to raise where the beginning could not be recorded."""
-        recovery = self._recovery
-        return running_already(self._graph) if recovery is not None and recovery.is_running(self._graph.id) else refusal
 
     def _record_of_graph(self, fact: GraphFact) -> None:
         # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
@@ -585,7 +501,3 @@ class GraphRun:
             for task_id in task_ids:
                 self._running.discard(task_id)
             self._wake()
-
-
-def running_already(graph: TaskGraph) -> AlreadyRunningError:
-    return AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")

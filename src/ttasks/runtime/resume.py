@@ -20,12 +20,14 @@ from ttasks.events.facts import GraphCancelRequested, GraphFact, GraphRunResumed
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
+from ttasks.log.runner import working_directory
 from ttasks.model.graph import RecordedError, TaskGraph
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.model.task_view import Resumption
+from ttasks.runtime.beginning import Beginning, running_already
 from ttasks.runtime.executor import TaskExecutor
-from ttasks.runtime.graph_run import GraphRun, running_already
+from ttasks.runtime.graph_run import GraphRun
 from ttasks.state.graph import RunState
 from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.task import AttemptState
@@ -84,7 +86,7 @@ def prepare(
     return ResumedTask(executor, store, handle, force_handlers=force_handlers)
 
 
-class ResumedRun(GraphRun):
+class ResumedRun(Beginning):
     """A run that another runner began. What it needs and what can't be restored is looked for when it is made.
 
     Raises:
@@ -104,20 +106,20 @@ class ResumedRun(GraphRun):
         self._attempts = {state.task_id: state for state in self._readers.unsuccessful_attempts(graph.id, run.run)}
         self._begun = next(self._readers.events(stream=f"graph-{graph.id}", after=run.position - 1, limit=1))
         super().__init__(executor, graph, run.max_workers)
-        self._is_cancelled = self._has_heard = run.cancel_requested_by is not None or finally_only
-        self._settled = {task.id for task in self._tasks.values() if self._is_settled(task)}
+        self.is_cancelled = run.cancel_requested_by is not None or finally_only
+        self._settled = {task.id for task in self.tasks.values() if self._is_settled(task)}
         self._resumptions = self._resume_tasks()
 
     # --- what there is to do -----------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         assert self._recovery is not None
-        if self._resumed.status is RunStatus.RUNNING and self._recovery.liveness.is_graph_run(self._graph.id):
-            raise running_already(self._graph)
+        if self._resumed.status is RunStatus.RUNNING and self._recovery.liveness.is_graph_run(self.graph.id):
+            raise running_already(self.graph)
 
     def _is_given_up(self, task: Task) -> bool:
         is_cancelled = self._resumed.cancel_requested_by is not None or self._finally_only
-        return is_cancelled and not self._members[task.id].is_finally
+        return is_cancelled and not self.members[task.id].is_finally
 
     def _is_settled(self, task: Task) -> bool:
         """True for a task that FAILED or was BLOCKED in this run, and so stays that."""
@@ -129,12 +131,12 @@ class ResumedRun(GraphRun):
             return self._readers.count_matching(blocked) > 0
         return False
 
-    def _held(self) -> set[str]:
-        failed = {task_id for task_id, found in self._found.items() if self._tasks[task_id].is_failed and _ends(found)}
-        return super()._held() | self._settled | failed
+    def held(self) -> set[str]:
+        failed = {task_id for task_id, found in self.found.items() if self.tasks[task_id].is_failed and _ends(found)}
+        return super().held() | self._settled | failed
 
     def _is_to_run(self, task: Task) -> bool:
-        found = self._found.get(task.id)
+        found = self.found.get(task.id)
         if task.status.is_sink or task.id in self._settled or self._is_given_up(task):
             return False
         return found is None or found.verdict.then in (Then.AGAIN, Then.WAIT)
@@ -145,7 +147,7 @@ class ResumedRun(GraphRun):
         Raises:
             NotResumableError: something that one of them needs can't be restored.
         """
-        to_run = [task for task in self._tasks.values() if self._is_to_run(task)]
+        to_run = [task for task in self.tasks.values() if self._is_to_run(task)]
         folder = self._folder()
         problems = [] if self._is_forced else [*self._other_handlers(to_run), *self._lost_filters(to_run)]
         for task in to_run:
@@ -157,29 +159,32 @@ class ResumedRun(GraphRun):
                 f"'{without_folder[0].title}' runs in it: make it again"
             )
         if problems:
-            raise NotResumableError(f"graph '{self._graph.title}' ({self._graph.id})", problems)
+            raise NotResumableError(f"graph '{self.graph.title}' ({self.graph.id})", problems)
         return {task.id: self._resumption(task, folder) for task in to_run}
 
     def _folder(self) -> str | None:
         """Return the folder that the run was started in; None: this process is in it."""
         assert self._recovery is not None and self._begun.runner is not None
-        runner = self._recovery.liveness.runner(self._begun.runner)
-        return runner.cwd if runner is not None and runner.cwd != working_directory() else None
+        runner, begun = self._recovery.liveness.runner(self._begun.runner), self._begun.fact
+        folder = begun.cwd if isinstance(begun, GraphRunStarted) else None
+        if folder is None and runner is not None:
+            folder = runner.cwd
+        return folder if folder != working_directory() else None
 
     def _resumption(self, task: Task, folder: str | None) -> Resumption:
-        found = self._found.get(task.id)
+        found = self.found.get(task.id)
         cwd = folder if task.cwd is None else None
         if found is None or task.id not in self._attempts:
             return Resumption(cwd=cwd)
         retry = task._view.retry
-        policy = self._graph._policies.get(task.id)
+        policy = self.graph._policies.get(task.id)
         waits_s = None
         if found.verdict.then is Then.WAIT:
             waits_s = policy.delay_s(retry, random.random()) if policy is not None else 0.0  # noqa: S311
         return Resumption(retry, waits_s, cwd)
 
-    def _has_news(self, task: Task) -> bool:
-        return task._has_news(self._ledger)
+    def others(self) -> list[Task]:
+        return [task for task in super().others() if task._has_news(self._ledger)]
 
     # --- what can't be restored --------------------------------------------------------------------------------------
 
@@ -190,7 +195,7 @@ class ResumedRun(GraphRun):
         for task in tasks:
             attempt = self._attempts.get(task.id)
             recorded = attempt.handler if attempt is not None else of_type.get(task.type.value)
-            problem = other_handler(self._executor, task, recorded)
+            problem = other_handler(self.executor, task, recorded)
             if problem is not None:
                 problems.setdefault((task.type, recorded), problem)
         return list(problems.values())
@@ -198,7 +203,7 @@ class ResumedRun(GraphRun):
     def _lost_filters(self, tasks: Sequence[Task]) -> list[str]:
         problems = []
         for task in tasks:
-            spec, policy = self._members[task.id].retry_policy, self._graph._policies.get(task.id)
+            spec, policy = self.members[task.id].retry_policy, self.graph._policies.get(task.id)
             names = spec.retry_on if spec is not None else None
             if names is not None and (policy is None or policy.retry_on is None):
                 problems.append(
@@ -209,7 +214,7 @@ class ResumedRun(GraphRun):
 
     # --- taking it over ----------------------------------------------------------------------------------------------
 
-    def _opening(self) -> tuple[int, list[GraphFact]]:
+    def opening(self) -> tuple[int, list[GraphFact]]:
         assert self._recovery is not None
         run, who = self._resumed, clock.whoami()
         facts: list[GraphFact] = []
@@ -220,27 +225,24 @@ class ResumedRun(GraphRun):
         facts.append(GraphRunResumed(run.run, who, self._finally_only, self._is_forced))
         return run.run, facts
 
-    def _refusal(self, refusal: Exception) -> Exception:
-        return _resumed_by_another(self._graph, refusal)
+    def refused(self, refusal: Exception) -> Exception:
+        return _resumed_by_another(self.graph, refusal)
 
-    def _errors_before(self) -> dict[str, BaseException]:
+    def errors(self) -> dict[str, BaseException]:
         return {
-            task_id: RecordedError(attempt.exception, self._tasks[task_id].error or "")
+            task_id: RecordedError(attempt.exception, self.tasks[task_id].error or "")
             for task_id, attempt in self._attempts.items()
             if task_id in self._settled and attempt.exception is not None
         }
 
-    def _begin(self) -> None:
-        for task_id, resumption in self._resumptions.items():
-            self._tasks[task_id]._resumption = resumption
-        super()._begin()
-
     def run(self) -> None:
         """Go on until nothing can change any more; see `TaskGraph.run`."""
+        for task_id, resumption in self._resumptions.items():
+            self.tasks[task_id]._resumption = resumption
         try:
-            super().run()
+            GraphRun(self).run()
         finally:
-            for task in self._tasks.values():
+            for task in self.tasks.values():
                 task._resumption = None
 
 
@@ -369,11 +371,3 @@ def _how(name: str) -> str:
         variable = name.removeprefix("env['").removesuffix("']")
         return f"--env {variable}, from the environment; or task.give_again(env={{'{variable}': …}})"
     return f"task.give_again({name}=…)"
-
-
-def working_directory() -> str | None:
-    """Return the folder that this process is in; None: it was deleted."""
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        return None

@@ -28,7 +28,8 @@ class Leftovers:
     def interrupted(self) -> list[Interrupted]:
         """Return what was interrupted: graphs, then tasks that ran by themselves, each in (created_at, id) order."""
         found = [self._graph(graph, run, tasks) for graph, run, tasks in self._open_runs()]
-        return found + list(self._tasks())
+        told = {task_id for work in found for task_id in (*work.running, *work.asking)}
+        return found + [work for work in self._tasks() if work.id not in told]
 
     def owed(self) -> list[Owed]:
         """Return the finally tasks that are owed, in the order of their graphs, and in each graph's order."""

@@ -20,7 +20,7 @@ from ttasks.log import runner as host
 from ttasks.log.liveness import Liveness
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
-from ttasks.log.survivors import Ended, Leader, end_survivors, mark
+from ttasks.log.survivors import Dead, Ended, Leader, end_survivors, mark
 from ttasks.model.task import Task
 from ttasks.state.graph import RunState
 from ttasks.state.reconcile import Claim, Then, Verdict, claim, reconcile
@@ -99,21 +99,20 @@ class Recovery:
         of_attempt = {mark(self._ledger, one.attempt.position): one for one in found if one.attempt is not None}
         ended: Mapping[str, Ended] = {}
         if of_attempt:
-            ended = end_survivors({name: self._leader(one.attempt) for name, one in of_attempt.items()})
+            ended = end_survivors({name: self._dead(one.attempt) for name, one in of_attempt.items() if one.attempt})
         facts: dict[str, list[TaskFact]] = {}
         for one in found:
             name = mark(self._ledger, one.attempt.position) if one.attempt is not None else ""
             facts[one.task.id] = [*_reaped(one.attempt, ended.get(name)), *self.facts(one)]
         return facts
 
-    def _leader(self, attempt: AttemptState | None) -> Leader | None:
-        """Return the process that an attempt spawned; None: not known, or it ended with another boot."""
-        if attempt is None or attempt.pid is None:
-            return None
+    def _dead(self, attempt: AttemptState) -> Dead:
+        """Return what is known of an attempt's processes: of a boot before this one only the mark can tell them."""
         runner = self.liveness.runner(attempt.runner)
         # Starts count from the boot, so that after another one they, and pids, may well be the same.
         is_of_boot = runner is not None and runner.boot_id == host.boot_id()
-        return Leader(attempt.pid, attempt.process_start) if is_of_boot else None
+        leader = Leader(attempt.pid, attempt.process_start) if is_of_boot and attempt.pid is not None else None
+        return Dead(runner.id if runner is not None else "", leader)
 
     def facts(self, found: Found) -> list[TaskFact]:
         """Return the facts to record of a task of which no process is left."""
@@ -140,6 +139,8 @@ class Recovery:
 
 def gone(runner: RunnerState | None) -> str:
     """Say that a runner is gone, and who it was."""
+    if runner is not None and host.is_this_process(runner):
+        return "this process has lost track of it"
     who = f", process {runner.pid} on {runner.host}," if runner is not None else ""
     return f"its runner{who} is gone"
 
