@@ -754,9 +754,8 @@ def test_where_one_of_several_can_not_go_on_it_is_said_how_the_others_do(ttasks:
     go(ttasks)
     done = ttasks("resume")
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        f"one of 2 can't go on as it was, so none was started. The others: ttasks resume {second[-8:]}" in done.stderr
-    )
+    assert "one of 2 can't go on as it was, so none was started. The others: ttasks resume" in done.stderr
+    assert second[-8:] in done.stderr
     assert ttasks("resume", second[-8:]).returncode == 0
 
 

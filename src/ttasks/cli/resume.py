@@ -184,9 +184,9 @@ def _prepared(
         others = [hint(f"resume {short(other.id)}") for other in all_of_them if other is not work]
         if others:
             said = (
-                f"ttasks: one of {len(all_of_them)} can't go on as it was, so none was started. To go on with others: "
+                f"one of {len(all_of_them)} can't go on as it was, so none was started. The others: {'; '.join(others)}"
             )
-            console(stderr=True).print(said + "; ".join(others))
+            console(stderr=True).print(f"ttasks: {said}")
         raise
 
 
