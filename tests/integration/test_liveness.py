@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import freezegun
+import psutil  # noqa: F401 - not first where sys.platform says something else
 import pytest
 
 from ttasks import (
@@ -239,6 +241,28 @@ TaskExecutor(store).execute(Task.bash("echo $$ > {path.parent}/pid; sleep 1000")
         (reaped,) = store.events(type="ProcessReaped")
         assert int(pid.read_text()) in reaped.fact.pids  # type: ignore[union-attr]
         assert [event.type for event in store.history(work.id)][-2:] == ["TaskInterrupted", "TaskCancelled"]
+
+
+def test_a_child_that_is_just_being_started_keeps_its_dead_runner_alive_for_a_moment_only(
+    path: Path, runner: Runner
+) -> None:
+    state = runner.state()
+    runner.process.kill()
+    runner.process.wait()
+    held = os.open(runner_path(path, state.id), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a copy of the runner's descriptor does, until exec closes it
+    threading.Timer(0.1, os.close, (held,)).start()
+    assert not is_alive(state, path)
+
+
+def test_a_lock_that_stays_held_is_somebodys_who_lives(path: Path, runner: Runner) -> None:
+    state = runner.state()
+    runner.process.kill()
+    runner.process.wait()
+    with runner_path(path, state.id).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert is_alive(state, path)
+        assert is_alive(replace(state, boot_id="of another machine"), path)
 
 
 # --- the lock files ------------------------------------------------------------------------------------------------

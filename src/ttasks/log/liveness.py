@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from ttasks import clock
 from ttasks.events.status import RunStatus
 from ttasks.log import runner as host
 from ttasks.log.files import runner_path
@@ -22,6 +24,10 @@ from ttasks.log.reading import Readers
 from ttasks.log.replay import Past
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import TaskState
+
+CHILD_WAIT_S: Final = 0.5
+"""How long a lock may be held after its runner's process is gone, before somebody else is taken to hold it."""
+LOOK_AGAIN_S: Final = 0.005
 
 _IN_HAND: Final[Counter[tuple[str, str]]] = Counter()
 _IN_HAND_LOCK = threading.Lock()
@@ -84,9 +90,20 @@ def is_alive(runner: RunnerState, ledger: Path | None) -> bool:
         runner: who is asked for.
         ledger: the file beside which its lock is; None for a ledger in memory.
     """
-    if ledger is not None and _is_held(runner_path(ledger, runner.id)):
-        return True
-    return runner.boot_id == host.boot_id() and host.is_process(runner.pid, runner.process_start)
+    is_here = runner.boot_id == host.boot_id()
+    is_process = is_here and host.is_process(runner.pid, runner.process_start)
+    if is_process or ledger is None:
+        return is_process
+    lock = runner_path(ledger, runner.id)
+    if not _is_held(lock):
+        return False
+    # A child that was being started when its runner was killed holds the lock until it becomes its program.
+    deadline_s = clock.monotonic_s() + CHILD_WAIT_S if is_here else 0
+    while _is_held(lock):
+        if clock.monotonic_s() >= deadline_s:
+            return True
+        time.sleep(LOOK_AGAIN_S)
+    return False
 
 
 def take_in_hand(ledger: str, stream: str) -> None:
