@@ -278,7 +278,7 @@ def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) 
                     executor.cancel(task)
                 elif live is not None:  # else it is about to start: it is looked for again in a moment
                     live.stop()
-            wait([ended], PAUSE_S if interruptions else None)
+            wait([ended], PAUSE_S)  # not for longer: a signal may come just before it falls asleep (see `clock.wait`)
             if ended.done():
                 break
         except (KeyboardInterrupt, Terminated) as interruption:
