@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from processes import PATIENCE_S, until
+from processes import PATIENCE_S, processes_of, until
 
 TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
 
@@ -156,12 +156,7 @@ class Command:
     def left(self) -> list[psutil.Process]:
         """Return what runs of any attempt of the ledger."""
         (ledger,) = self.sql("SELECT json_extract(data, '$.ledger') FROM events WHERE position = 1")[0]
-        found = []
-        for process in psutil.process_iter(["environ", "status"]):
-            mark = (process.info["environ"] or {}).get("TTASKS_ATTEMPT", "")
-            if mark.startswith(f"{ledger}:") and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
+        return processes_of(ledger)
 
     def clean_up(self) -> None:
         """End what tests that failed left: the processes that were started, and those of their attempts."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from ttasks.log.survivors import MARK
+
 PATIENCE_S = 20
 
 
@@ -22,6 +24,16 @@ def alive(group: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
+    return found
+
+
+def processes_of(ledger: str) -> list[psutil.Process]:
+    """Return what runs of any attempt of the ledger with this id."""
+    found = []
+    for process in psutil.process_iter(["environ", "status"]):
+        name = (process.info["environ"] or {}).get(MARK, "")
+        if name.startswith(f"{ledger}:") and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
     return found
 
 

@@ -7,10 +7,10 @@ import random
 import threading
 from collections.abc import Callable
 
-import psutil
 import pytest
 from crash_graphs import SHAPES
 
+from processes import processes_of
 from ttasks import SQLiteStore, Task, TaskContext, TaskExecutor, TaskGraph, TaskType
 from ttasks.log.verify import verify
 from ttasks.state.reconcile import INTERRUPTIONS_MAX
@@ -18,16 +18,6 @@ from ttasks.testing import Crash, CrashLab, Moment
 
 CAMPAIGN = os.environ.get("TTASKS_CAMPAIGN") == "full"
 MakeLab = Callable[..., CrashLab]
-
-
-def processes_of(ledger: str) -> list[psutil.Process]:
-    """Return what runs of any attempt of a ledger."""
-    found = []
-    for process in psutil.process_iter(["environ", "status"]):
-        mark = (process.info["environ"] or {}).get("TTASKS_ATTEMPT", "")
-        if mark.startswith(f"{ledger}:") and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
 
 
 def started(store: SQLiteStore, task: Task) -> list[int]:
