@@ -65,7 +65,7 @@ RESUMED = """
 import os, sys, time
 from ttasks import SQLiteStore, TaskExecutor, TaskType
 def work(context):
-    os.write(1, f"{time.perf_counter() - begun}\n".encode())  # whole, though another worker writes in the same moment
+    os.write(1, f"{time.perf_counter() - begun}\\n".encode())  # whole, though another worker writes in the same moment
     os._exit(0)
 begun = time.perf_counter()
 with SQLiteStore(sys.argv[1]) as store, TaskExecutor.empty(store) as executor:
