@@ -128,24 +128,29 @@ def press():
         os.kill(os.getpid(), signal.SIGINT)
     over.set()
 
-left = []
+tasks = []
 presser = threading.Thread(target=press)
 while not presser.ident:
     try:
         presser.start()
     except KeyboardInterrupt:
         pass
-while not over.is_set():
-    try:
-        task = Task.bash("work")
-        executor.execute(task)
-        if not task.is_terminal:
-            left.append(task.id)
-    except KeyboardInterrupt:
-        if task.is_running or task.is_interrupted:
-            left.append(task.id)
+
+def work():
+    tasks.append(Task.bash("work"))
+    executor.execute(tasks[-1])
+
+def until_over(work):
+    while not over.is_set():
+        try:
+            work()
+        except KeyboardInterrupt:
+            pass
+
+until_over(lambda: until_over(lambda: until_over(work)))  # a press may also come inside of an `except`
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 presser.join()
+left = [task for task in tasks if task.is_running or task.is_interrupted]
 print(len(store.tasks), "tasks,", len(left), "left running", flush=True)
 """
 

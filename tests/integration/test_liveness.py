@@ -309,6 +309,23 @@ def test_a_lock_that_is_held_already_is_refused(path: Path) -> None:
             RunnerLock(path, "r")
 
 
+@pytest.mark.parametrize("closes", [RunnerLock.release, RunnerLock.leave])
+def test_a_lock_that_ctrl_c_left_half_let_go_is_not_closed_twice(path: Path, monkeypatch: Any, closes: Any) -> None:
+    lock = RunnerLock(path, "r")
+    close = os.close
+
+    def close_and_be_interrupted(descriptor: int) -> None:
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "close", close_and_be_interrupted)
+        closes(lock)
+    with (path.parent / "another").open("w") as another:  # is likely to get the number that became free
+        lock.release()
+        assert os.fstat(another.fileno())
+
+
 def test_a_reader_who_came_by_a_link_finds_the_locks(path: Path, runner: Runner, monkeypatch: Any) -> None:
     link = path.parent / "elsewhere" / "link.db"
     link.parent.mkdir()

@@ -63,9 +63,9 @@ class RunnerLock:
 
     def leave(self) -> None:
         """Close this process's copy of it: a forked child must not keep its dead parent's lock held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None  # forgotten first: Ctrl-C may come right after the close
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _is_held(lock: Path) -> bool:

@@ -66,6 +66,6 @@ class WriterLock:
 
     def close(self) -> None:
         """Give up the side file, and with it the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None  # forgotten first: Ctrl-C may come right after the close
+        if descriptor is not None:
+            os.close(descriptor)
