@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import os
 import sqlite3
 import threading
@@ -31,6 +32,8 @@ from ttasks.version import __version__
 BUSY_TIMEOUT_S: Final = 30.0
 GROUP_MAX: Final = 256
 """How many appends may share a commit: enough for every thread of a big pool."""
+TURN_WAIT_S: Final = 0.1
+"""How long an append waits to be settled by whoever leads, before it looks for itself."""
 FORK_WAIT_S: Final = 1.0
 """How long a fork waits for a commit to end: as long as that is not waiting for other processes."""
 DESCRIBE_WAIT_S: Final = 1.0
@@ -38,19 +41,19 @@ DESCRIBE_WAIT_S: Final = 1.0
 
 
 class _Request:
-    """One caller's append, waiting for its commit. `turn` is let go when it is settled, or has to lead.
+    """One caller's append, waiting for its commit.
 
-    `goes_alone`: a commit that it shared has failed.
+    `goes_alone`: a commit that it shared has failed; `is_taken_back`: its caller waits no more.
     """
 
-    __slots__ = ("appended", "batches", "error", "goes_alone", "leads", "turn")
+    __slots__ = ("_turn", "appended", "batches", "error", "goes_alone", "is_taken_back")
 
     def __init__(self, batches: Sequence[Encoded]) -> None:
         self.batches = batches
-        self.turn = threading.Lock()
-        self.turn.acquire()
-        self.leads = False
+        self._turn = threading.Lock()
+        self._turn.acquire()
         self.goes_alone = False
+        self.is_taken_back = False
         self.appended: list[Appended] | None = None
         self.error: Exception | None = None
 
@@ -58,24 +61,41 @@ class _Request:
     def is_settled(self) -> bool:
         return self.appended is not None or self.error is not None
 
+    @property
+    def is_over(self) -> bool:
+        return self.is_settled or self.is_taken_back
+
+    def wait(self) -> None:
+        """Wait until it is settled or has to lead; not for ever, because Ctrl-C may keep a leader from saying so."""
+        self._turn.acquire(timeout=TURN_WAIT_S)
+
+    def wake(self) -> None:
+        if self._turn.locked():
+            self._turn.release()
+
 
 class _Turn:
-    """Inside a `with`, no other process writes; in memory there is none.
-
-    A generator as context manager would take five times as long, and this is done for every commit.
-    """
+    """Inside a `with`, no other process writes; in memory there is none."""
 
     def __init__(self, path: Path | None, lock: WriterLock | None, timeout_s: float) -> None:
         self._path = path
         self._lock = lock
         self._timeout_s = timeout_s
 
-    def __enter__(self) -> None:
+    def take(self) -> None:
+        """Wait until no other process writes.
+
+        Raises:
+            LedgerUnwritableError: it took too long.
+        """
         if self._lock is not None and not self._lock.acquire(self._timeout_s):
             raise LedgerUnwritableError(
                 f"the ledger {self._path} was locked by another process for {self._timeout_s:g} seconds; "
                 "nothing was written. Try again when it is done, or raise busy_timeout"
             )
+
+    def __enter__(self) -> None:
+        self.take()
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -108,7 +128,7 @@ class EventLog:
         """Set up what threads share and what the operating system hands out: at the start, and after a fork."""
         self._mutex = threading.Lock()
         self._queue: deque[_Request] = deque()
-        self._is_led = False
+        self._lead = threading.Lock()
         # Held while the connection is used: by whoever leads, and in memory by readers, who share it.
         self._connection_lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -302,16 +322,21 @@ class EventLog:
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
         request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
+        leads = False
         try:
             with self._mutex:
                 self._queue.append(request)
-                request.leads, self._is_led = not self._is_led, True
-            if not request.leads:
-                request.turn.acquire()
-            while not request.is_settled:
-                self._commit(self._group())
+            if self._lead.locked():
+                request.wait()
+            if not request.is_settled:
+                leads = True
+                with self._lead:
+                    while not request.is_settled:
+                        self._commit(self._group())
         finally:
-            self._step_down(request)
+            request.is_taken_back = True
+            if leads or not request.is_settled:
+                self._tidy()
         if request.error is not None:
             raise request.error
         assert request.appended is not None
@@ -331,39 +356,28 @@ class EventLog:
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
 
-    # Ctrl-C may come between any two lines below. So a request stays in the queue until it is settled, or taken back by
-    # its own caller, and whoever leads tidies up in `_step_down`, however far it got.
+    # Ctrl-C may come between any two lines here, and again in what tidies up. So what has to be let go is a lock of C's
+    # in a `with`, which nothing can come into, and what may be left undone, somebody else does later.
 
     def _group(self) -> list[_Request]:
         """Return the requests whose turn it is, oldest first."""
         with self._mutex:
             if len(self._queue) == 1:
                 return list(self._queue)
-            unsettled = (request for request in self._queue if not request.is_settled)
-            waiting = list(islice(unsettled, GROUP_MAX))
+            waiting = list(islice((request for request in self._queue if not request.is_over), GROUP_MAX))
         alone = next((place for place, request in enumerate(waiting) if request.goes_alone), len(waiting))
         return waiting[: alone or 1]
 
-    def _step_down(self, request: _Request) -> None:
-        """Wake those whose requests are settled, take back one that is not, and hand on the lead where it is here."""
-        if request.is_settled and not request.leads:
-            return
+    def _tidy(self) -> None:
+        """Wake those whose requests are settled, and one that is not, to lead."""
         with self._mutex:
-            if request.leads and len(self._queue) == 1 and self._queue[0] is request:
+            if len(self._queue) == 1 and self._queue[0].is_over:
                 self._queue.clear()
-                request.leads = self._is_led = False
                 return
-            settled = [other for other in self._queue if other.is_settled]
-            self._queue = deque(other for other in self._queue if not other.is_settled and other is not request)
-            for other in settled:
-                if other is not request:
-                    other.turn.release()
-            if request.leads:
-                request.leads = False
-                self._is_led = bool(self._queue)
-                if self._queue:
-                    self._queue[0].leads = True
-                    self._queue[0].turn.release()
+            over = [request for request in self._queue if request.is_over]
+            self._queue = deque(request for request in self._queue if not request.is_over)
+            for request in (*over, *islice(self._queue, 1)):
+                request.wake()
 
     def _commit(self, group: list[_Request]) -> None:
         """Settle every request of the group in one commit; where that fails, each gets one of its own later."""
@@ -390,13 +404,18 @@ class EventLog:
     def _commit_together(self, group: list[_Request], committed: list[Outcomes]) -> None:
         registers: str | None = None
         try:
-            with self._connection_lock, self._turn:
-                writer = self._writer()
-                wanted = [request.batches for request in group]
-                if writer.runner is None:
-                    registers, started = self._register()
-                    wanted.insert(0, [runner_started(registers, started, self._digest_key, self.redaction)])
-                writer.commit(wanted, clock.now, committed)
+            with self._connection_lock:
+                try:
+                    self._turn.take()
+                    writer = self._writer()
+                    wanted = [request.batches for request in group]
+                    if writer.runner is None:
+                        registers, started = self._register()
+                        wanted.insert(0, [runner_started(registers, started, self._digest_key, self.redaction)])
+                    writer.commit(wanted, clock.now, committed)
+                finally:
+                    if self._lock is not None and self._lock.descriptor is not None:
+                        fcntl.flock(self._lock.descriptor, fcntl.LOCK_UN)
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
         if registers is not None:

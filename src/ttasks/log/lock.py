@@ -17,7 +17,7 @@ class WriterLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
+        self.descriptor: int | None = None
 
     def acquire(self, timeout_s: float) -> bool:
         """Wait for the lock; return False when `timeout_s` seconds went by without it.
@@ -25,10 +25,10 @@ class WriterLock:
         Raises:
             OSError: the side file can't be made or locked here.
         """
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self.descriptor is None:
+            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return self._wait(timeout_s)
         return True
@@ -36,7 +36,7 @@ class WriterLock:
     def _wait(self, timeout_s: float) -> bool:
         # A blocking flock can't be given a time-out, so a thread blocks in it. Where the wait ends first, the thread
         # keeps the descriptor and closes it, with the lock that came too late, and the next wait opens another.
-        descriptor = self._descriptor
+        descriptor = self.descriptor
         assert descriptor is not None
         state = threading.Lock()
         waiting = True
@@ -57,15 +57,15 @@ class WriterLock:
             with state:
                 waiting = False
                 if not granted.is_set():
-                    self._descriptor = None
+                    self.descriptor = None
 
     def release(self) -> None:
         """Let the next one in."""
-        assert self._descriptor is not None
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        assert self.descriptor is not None
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Give up the side file, and with it the lock."""
-        descriptor, self._descriptor = self._descriptor, None  # forgotten first: Ctrl-C may come right after the close
+        descriptor, self.descriptor = self.descriptor, None  # forgotten first: Ctrl-C may come right after the close
         if descriptor is not None:
             os.close(descriptor)
