@@ -7,7 +7,8 @@ from typing import cast
 
 from ttasks.cli.app import Hint
 from ttasks.cli.look import find
-from ttasks.cli.text import console, printable, short
+from ttasks.cli.text import console
+from ttasks.display import printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers

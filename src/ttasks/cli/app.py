@@ -60,7 +60,8 @@ def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, No
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_NOT_OK)
         except TtasksError as error:
-            from ttasks.cli.text import console, printable
+            from ttasks.cli.text import console
+            from ttasks.display import printable
 
             out = console(stderr=True)
             lines = str(error).splitlines() if isinstance(error, WorkflowError) else [f"ttasks: {error}"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ttasks.cli.text import console, count, printable
+from ttasks.cli.text import console
+from ttasks.display import count, printable
 from ttasks.log import verify
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers

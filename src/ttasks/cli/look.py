@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ttasks.cli.text import console, count, duration, moment, printable, short, state
+from ttasks.cli.text import console, state
+from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
@@ -18,9 +19,8 @@ from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
 from ttasks.state.graph import GraphState
-from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.runner import RunnerState
-from ttasks.state.task import AttemptState, TaskState
+from ttasks.state.task import AttemptState
 from ttasks.stores.interrupted import Leftovers
 
 LAST_LINES = 20
@@ -40,10 +40,10 @@ def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     if tasks:
         table = _table("task", "title", "status", "attempts", "took", "created")
         for task in list(reversed(readers.tasks()))[:limit]:
-            status, _ = _task_status(left, task)
+            stands, _ = left.task_status(task)
             took = duration(task.result.duration) if task.result is not None else ""
             table.add_row(
-                short(task.id), printable(task.title), state(status), str(task.attempts), took, moment(task.created_at)
+                short(task.id), printable(task.title), state(stands), str(task.attempts), took, moment(task.created_at)
             )
     else:
         table = _table("graph", "title", "status", "tasks", "took", "created")
@@ -62,18 +62,7 @@ def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple
         return "pending", ""
     run = readers.runs(graph.id, newest_first=True, limit=1)[0]
     took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
-    return ("interrupted" if left.is_interrupted(run) else str(run.status)), took
-
-
-def _task_status(left: Leftovers, task: TaskState) -> tuple[str, str]:
-    """Return where a task stands, as far as this host can tell, and what there is to say about that."""
-    if not left.is_left(task):
-        return str(task.status), ""
-    note = "it waits for a person" if left.then(task) is Then.PERSON else ""
-    if claim(task) is Claim.INTERRUPTED:
-        return "interrupted", note
-    what = "its retry was to follow" if claim(task) is Claim.WAITS else "it was running"
-    return "interrupted", "; ".join(filter(None, [f"{what}: {left.why(task)}", note]))
+    return left.run_status(run), took
 
 
 def find(readers: Readers, part: str | None) -> tuple[str, str]:
@@ -134,7 +123,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
     table = _table("task", "name", "status", "attempts", "took", "after", "")
     for member in graph.members.values():
         task = tasks[member.task]
-        task_status, note = _task_status(left, task)
+        task_status, note = left.task_status(task)
         parents = ", ".join(printable(tasks[parent].name) for parent in member.after)
         notes = [
             *(["finally"] if member.is_finally else []),
@@ -166,7 +155,7 @@ def _who(runner: RunnerState | None) -> str:
 def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     task = readers.task(task_id)
     assert task is not None
-    status, note = _task_status(Leftovers(readers), task)
+    status, note = Leftovers(readers).task_status(task)
     _field("task", task.id)
     _field("title", task.title)
     _field("status", Text.assemble(state(status), f" ({note})" if note else ""))

@@ -23,8 +23,9 @@ from ttasks.cli.run import (
     last_words,
     latest_interrupted,
 )
-from ttasks.cli.text import console, count, moment, printable, short, state
+from ttasks.cli.text import console, state
 from ttasks.cli.workflow import load_workflow
+from ttasks.display import count, moment, printable, short
 from ttasks.errors import (
     AlreadyRunningError,
     LedgerUnwritableError,

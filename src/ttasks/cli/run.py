@@ -18,9 +18,10 @@ from rich.style import Style
 from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
-from ttasks.cli.text import STYLES, console, count, duration, printable, short
+from ttasks.cli.text import STYLES, console
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
+from ttasks.display import count, duration, printable, short
 from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ttasks.cli.text import printable
+from ttasks.display import printable
 from ttasks.errors import WorkflowError
 
 FILE_BYTES_MAX: Final = 1024 * 1024

@@ -66,6 +66,20 @@ class Leftovers:
             task = now
         return claim(task) is Claim.INTERRUPTED
 
+    def run_status(self, run: RunState) -> RunStatus:
+        """Return where a run stands, as far as this host can tell."""
+        return RunStatus.INTERRUPTED if self.is_interrupted(run) else run.status
+
+    def task_status(self, task: TaskState) -> tuple[TaskStatus, str]:
+        """Return where a task stands, as far as this host can tell, and what there is to say about that."""
+        if not self.is_left(task):
+            return task.status, ""
+        note = "it waits for a person" if self.then(task) is Then.PERSON else ""
+        if claim(task) is Claim.INTERRUPTED:
+            return TaskStatus.INTERRUPTED, note
+        what = "its retry was to follow" if claim(task) is Claim.WAITS else "it was running"
+        return TaskStatus.INTERRUPTED, "; ".join(filter(None, [f"{what}: {self.why(task)}", note]))
+
     def then(self, task: TaskState, *, is_run_cancelled: bool = False) -> Then:
         """Return what a resumed run does with a task that is left."""
         return reconcile(task, is_alive=False, is_run_cancelled=is_run_cancelled).then

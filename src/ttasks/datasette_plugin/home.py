@@ -1,0 +1,216 @@
+"""The home of a ledger: what ran, what runs, what was left behind, what failed lately, and how the ledger is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from shlex import quote
+from typing import Any, Final
+
+from ttasks import clock
+from ttasks.datasette_plugin.ledgers import Ledger
+from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.events.codec import iso
+from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.log.projection import select
+from ttasks.log.reading import in_one_view
+from ttasks.model.interrupted import Interrupted, Owed
+from ttasks.state import rows
+from ttasks.state.graph import GraphState, RunState
+from ttasks.state.runner import RunnerState
+from ttasks.state.task import AttemptState, TaskState
+from ttasks.stores.interrupted import Leftovers
+
+LATEST_RUNS: Final = 20
+LATEST_TASKS: Final = 10
+LATEST_FAILURES: Final = 20
+FAILED_WITHIN: Final = timedelta(days=1)
+
+_FAILED: Final = "status = 'failed' AND is_deleted = 0 AND result_finished_at >= ?"
+
+
+@dataclass(frozen=True)
+class LatestRun:
+    """A run as the home shows it. `counts` says how many tasks stand where; {}: a later run of the graph has them."""
+
+    run: RunState
+    graph: GraphState
+    status: RunStatus
+    seconds: float | None
+    counts: dict[str, int]
+    runner: RunnerState | None
+
+
+@dataclass(frozen=True)
+class LatestAttempt:
+    """An attempt of a task as the home shows it."""
+
+    attempt: AttemptState
+    task: TaskState
+    status: TaskStatus
+    runner: RunnerState | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something that was interrupted, and the command that goes on with it."""
+
+    work: Interrupted
+    command: str
+    asking: Sequence[tuple[str, str]]
+
+
+def page(ledger: Ledger, asked: Asked) -> Page:
+    """Return the home of a ledger."""
+    now = clock.now()
+    readers, left = ledger.readers, Leftovers(ledger.readers)
+    position, hash_ = readers.head()
+    token_now = token(ledger, asked)
+    runs = _latest_runs(ledger, left)
+    failures, failed = _failures(ledger, now - FAILED_WITHIN)
+    interrupted = left.interrupted()
+    context: dict[str, Any] = {
+        "runs": runs,
+        "running": _running(ledger, left, runs),
+        "running_tasks": _running_tasks(ledger, left),
+        "tasks": _latest_tasks(ledger, left),
+        "interrupted": [_left(ledger, work) for work in interrupted],
+        "owed": _owed(ledger, left.owed(), interrupted),
+        "failures": failures,
+        "titles": _titles(ledger, [each.attempt.graph for each in failures]),
+        "failed": failed,
+        "failed_since": now - FAILED_WITHIN,
+        "head": (position, hash_.hex()),
+        "head_at": next((event.recorded_at for event in readers.events(after=position - 1, limit=1)), None),
+        "now": now,
+        "commands": {"verify": _command(ledger, "verify"), "resume": _command(ledger, "resume")},
+    }
+    return Page("home.html", f"{ledger.name}: what ran", context, token=token_now)
+
+
+def token(ledger: Ledger, _: Asked) -> str | None:
+    """Return what changes when the home does. It is live as long as it is looked at: anybody may start a run."""
+    position, _hash = ledger.readers.head()
+    left = Leftovers(ledger.readers)
+    alive = [graph_id for graph_id in ledger.readers.open_graphs() if _is_alive(ledger, left, graph_id)]
+    return f"{position} {len(alive)}"
+
+
+def _is_alive(ledger: Ledger, left: Leftovers, graph_id: str) -> bool:
+    run = ledger.readers.runs(graph_id, newest_first=True, limit=1)[0]
+    return not left.is_interrupted(run)
+
+
+def _latest_runs(ledger: Ledger, left: Leftovers) -> list[LatestRun]:
+    return _told(ledger, left, ledger.readers.runs(newest_first=True, limit=LATEST_RUNS))
+
+
+def _running(ledger: Ledger, left: Leftovers, latest: Sequence[LatestRun]) -> list[LatestRun]:
+    """Return the runs that go on, also those that began before the latest."""
+    told = {(each.run.graph_id, each.run.run) for each in latest}
+    found = []
+    for graph_id in ledger.readers.open_graphs():
+        run = ledger.readers.runs(graph_id, newest_first=True, limit=1)[0]
+        if (graph_id, run.run) not in told:
+            found.append(run)
+    older = _told(ledger, left, found)
+    return [each for each in (*older, *latest) if each.status is RunStatus.RUNNING]
+
+
+def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[LatestRun]:
+    ids = list(dict.fromkeys(run.graph_id for run in runs))
+    places = ", ".join("?" * len(ids))
+    counted = (
+        "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id"  # noqa: S608
+        f" WHERE graph_id IN ({places}) GROUP BY 1, 2"
+    )
+
+    def question(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
+        graphs = connection.execute(select("graphs", f"WHERE id IN ({places})"), ids).fetchall()
+        return graphs, connection.execute(counted, ids).fetchall()
+
+    found, counts_found = ledger.readers.ask(in_one_view(question))
+    graphs = {row[0]: rows.graph_state(row, (), ()) for row in found}
+    counts: dict[str, dict[str, int]] = {}
+    for graph_id, status, number in counts_found:
+        counts.setdefault(graph_id, {})[status] = number
+    told = []
+    for run in runs:
+        graph = graphs[run.graph_id]
+        status = left.run_status(run)
+        end = run.finished_at or (clock.now() if status is RunStatus.RUNNING else None)
+        seconds = (end - run.started_at).total_seconds() if end is not None else None
+        of_tasks = dict(counts.get(graph.id, {})) if run.run == graph.runs else {}
+        if status is RunStatus.INTERRUPTED and "running" in of_tasks:  # nobody runs them any more
+            of_tasks["interrupted"] = of_tasks.pop("running") + of_tasks.get("interrupted", 0)
+        told.append(LatestRun(run, graph, status, seconds, of_tasks, ledger.readers.runner(run.runner)))
+    return told
+
+
+def _attempts(ledger: Ledger, left: Leftovers, where: str, *parameters: Any) -> list[LatestAttempt]:
+    query = select("attempts", where)
+    found = ledger.readers.ask(lambda connection: connection.execute(query, parameters).fetchall())
+    told = []
+    for attempt in map(rows.attempt_state, found):
+        task = ledger.readers.task(attempt.task_id)
+        if task is not None and not task.is_deleted:
+            is_latest = attempt.attempt == task.attempts
+            status = left.task_status(task)[0] if is_latest else attempt.status
+            told.append(LatestAttempt(attempt, task, status, ledger.readers.runner(attempt.runner)))
+    return told
+
+
+def _latest_tasks(ledger: Ledger, left: Leftovers) -> list[LatestAttempt]:
+    """Return the latest attempts of tasks that ran by themselves."""
+    return _attempts(ledger, left, "WHERE graph_id IS NULL ORDER BY position DESC LIMIT ?", LATEST_TASKS)
+
+
+def _running_tasks(ledger: Ledger, left: Leftovers) -> list[LatestAttempt]:
+    """Return what runs by itself, outside of a graph."""
+    where = "WHERE graph_id IS NULL AND status = 'running' ORDER BY position DESC LIMIT ?"
+    found = _attempts(ledger, left, where, LATEST_RUNS)
+    return [each for each in found if each.status is TaskStatus.RUNNING]
+
+
+def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int]:
+    """Return the tasks that failed last since then, with the attempt they ended with, and how many there are."""
+
+    def question(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
+        found = connection.execute(
+            select("tasks", f"WHERE {_FAILED} ORDER BY result_finished_at DESC LIMIT ?"), [iso(since), LATEST_FAILURES]
+        ).fetchall()
+        (number,) = connection.execute(f"SELECT count(*) FROM tasks WHERE {_FAILED}", [iso(since)]).fetchone()  # noqa: S608
+        return number, found
+
+    number, found = ledger.readers.ask(in_one_view(question))
+    told = []
+    for task in map(rows.task_state, found):
+        attempts = ledger.readers.attempts(task.id)
+        if attempts:
+            told.append(LatestAttempt(attempts[-1], task, task.status, ledger.readers.runner(attempts[-1].runner)))
+    return told, number
+
+
+def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
+    ids = list({id_ for id_ in graph_ids if id_ is not None})
+    query = f"SELECT id, title FROM graphs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
+    return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
+
+
+def _command(ledger: Ledger, words: str) -> str:
+    return f"ttasks {words} --ledger {quote(str(ledger.path))}"
+
+
+def _left(ledger: Ledger, work: Interrupted) -> Left:
+    asking = [(task_id, _command(ledger, f"resolve {task_id} --rerun")) for task_id in work.asking]
+    return Left(work, _command(ledger, f"resume {work.id}"), asking)
+
+
+def _owed(ledger: Ledger, owed: Sequence[Owed], interrupted: Sequence[Interrupted]) -> list[tuple[Owed, str]]:
+    """Return the finally tasks that are owed by runs that are not told as interrupted."""
+    told = {task_id for work in interrupted for task_id in work.owed}
+    return [
+        (each, _command(ledger, f"resume {each.graph_id} --finally-only")) for each in owed if each.task_id not in told
+    ]

@@ -1,0 +1,137 @@
+"""Which of Datasette's databases are ledgers, who may see them, and where their pages are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
+
+from datasette.utils import tilde_encode
+
+from ttasks.errors import TtasksError
+from ttasks.log import files
+from ttasks.log.projection import TABLES
+from ttasks.log.reading import Readers
+
+ROOT: Final = "/-/ttasks"
+VISIBLE: Final = ("events", *TABLES)
+"""What somebody must be allowed to see of a ledger to be shown its pages."""
+STEPS_BETWEEN_LOOKS: Final = 10_000
+"""How many of its instructions SQLite does before the time is looked at."""
+
+Answer = TypeVar("Answer")
+_READERS: WeakKeyDictionary[Any, Readers] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Links:
+    """The addresses of a ledger's pages. `of_tables` is that of its database in Datasette."""
+
+    root: str
+    of_tables: str
+
+    def home(self) -> str:
+        return self.root
+
+    def run(self, graph_id: str, run: int | None = None) -> str:
+        """Return the address of a run of a graph; without `run`, of its latest."""
+        return f"{self.root}/graph/{tilde_encode(graph_id)}" + (f"/run/{run}" if run is not None else "")
+
+    def task(self, task_id: str, attempt: int | None = None) -> str:
+        """Return the address of a task; without `attempt`, its latest attempt is shown."""
+        return f"{self.root}/task/{tilde_encode(task_id)}" + (f"?attempt={attempt}" if attempt is not None else "")
+
+    def output(self, task_id: str, attempt: int) -> str:
+        """Return the address of what an attempt printed, as it is."""
+        return f"{self.root}/task/{tilde_encode(task_id)}/attempt/{attempt}/output.txt"
+
+    def event(self, position: int) -> str:
+        return f"{self.root}/event/{position}"
+
+    def search(self, **asked: object) -> str:
+        return f"{self.root}/search" + (f"?{urlencode(asked)}" if asked else "")
+
+    def table(self, name: str, **where: object) -> str:
+        """Return the address of a table in Datasette, with its own parameters, such as ``status="failed"``."""
+        return f"{self.of_tables}/{name}" + (f"?{urlencode(where)}" if where else "")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger that Datasette serves: `name` is that of its database."""
+
+    name: str
+    path: Path
+    readers: Readers
+    links: Links
+
+
+def ledger_path_of(database: Any) -> Path | None:
+    """Return the file of one of Datasette's databases, when it is a ledger."""
+    if not database.path:
+        return None
+    path = Path(database.path)
+    try:
+        return path if files.schema_version(path) is not None else None
+    except (TtasksError, OSError):
+        return None
+
+
+def ledger_of(datasette: Any, name: str) -> Ledger | None:
+    """Return the ledger that Datasette serves under a name; None: there is no such database, or it is no ledger.
+
+    Raises:
+        TtasksError: it is a ledger, and it can't be read.
+    """
+    database = datasette.databases.get(name)
+    path = ledger_path_of(database) if database is not None else None
+    if database is None or path is None:
+        return None
+    readers = _READERS.get(database)
+    if readers is None:
+        readers = _READERS[database] = Readers.open(path)
+    root = str(datasette.urls.path(f"{ROOT}/{tilde_encode(database.route or name)}"))
+    return Ledger(name, path, readers, Links(root, str(datasette.urls.database(name))))
+
+
+def within(seconds: float, question: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+    """Return `question`, which SQLite gives up on after so many seconds: it fails with "interrupted"."""
+
+    def asked(connection: Any) -> Answer:
+        deadline = time.monotonic() + seconds
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_LOOKS)
+        try:
+            return question(connection)
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    return asked
+
+
+async def may_see(datasette: Any, actor: Any, name: str) -> bool:
+    """True when `actor` may see the database of a ledger, and each of its tables.
+
+    Datasette asks nobody on behalf of a plugin's own pages, and 1.0 asks otherwise than 0.65 does.
+    """
+    if hasattr(datasette, "allowed_resources"):
+        from datasette.resources import DatabaseResource, TableResource  # type: ignore[import-not-found,unused-ignore]
+
+        wanted = [("view-database", DatabaseResource(name))]
+        wanted += [("view-table", TableResource(name, table)) for table in VISIBLE]
+        for action, resource in wanted:
+            if not await datasette.allowed(action=action, resource=resource, actor=actor):
+                return False
+        return True
+    from datasette import Forbidden
+
+    asked = [("view-database", name), "view-instance"]
+    try:
+        for table in VISIBLE:
+            await datasette.ensure_permissions(actor, [("view-table", (name, table)), *asked])
+    except Forbidden:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""Which page is at which address, and what is asked and said around every page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from datasette import Forbidden, NotFound, Response
+from datasette.utils import tilde_decode
+
+from ttasks import display
+from ttasks.datasette_plugin import home
+from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
+from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.errors import NotFoundError, TtasksError
+from ttasks.events.codec import iso
+from ttasks.events.status import TaskStatus
+
+POLICY: Final = "; ".join(
+    [
+        "default-src 'none'",
+        "style-src 'self'",
+        "script-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' data:",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+"""What a browser lets own pages do (w3.org/TR/CSP3): nothing that was smuggled into them can run."""
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+LIVE: Final = "_live"
+"""The parameter that asks only for what changes when a page does."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How one kind of page is made. `token` (None: it is never live) returns what changes when the page does, cheaply;
+    it returns None once nothing can change any more."""
+
+    page: Callable[[Ledger, Asked], Page]
+    token: Callable[[Ledger, Asked], str | None] | None = None
+
+
+async def allowed_ledgers(datasette: Any, actor: Any) -> list[Ledger]:
+    """Return the ledgers that `actor` may see and that can be read."""
+    found = []
+    for name in datasette.databases:
+        try:
+            ledger = ledger_of(datasette, name)
+        except TtasksError:
+            continue  # its own page says why
+        if ledger is not None and await may_see(datasette, actor, name):
+            found.append(ledger)
+    return found
+
+
+async def asked_ledger(datasette: Any, request: Any) -> Ledger:
+    """Return the ledger that an address is about.
+
+    Raises:
+        NotFound: Datasette serves no ledger of that name.
+        Forbidden: whoever asks may not see it.
+    """
+    route = tilde_decode(request.url_vars["database"])
+    name = next((name for name, each in datasette.databases.items() if (each.route or name) == route), None)
+    ledger = ledger_of(datasette, name) if name is not None else None
+    if ledger is None:
+        raise NotFound(f"{route} is no ledger that is served here")
+    if not await may_see(datasette, request.actor, ledger.name):
+        raise Forbidden("you may not see this ledger: it takes view-table of every table in it")
+    return ledger
+
+
+async def rendered(datasette: Any, request: Any, page: Page, ledger: Ledger | None) -> Response:
+    """Return a page as HTML."""
+    context = {
+        "title": page.title,
+        "ledger": ledger,
+        "links": ledger.links if ledger is not None else None,
+        "token": page.token,
+        "live_url": _with_live(request),
+        "show": display,
+        "iso": iso,
+        "states": [str(status) for status in TaskStatus],
+        "static": lambda name: datasette.urls.static_plugins("ttasks", name),
+        **page.context,
+    }
+    body = await datasette.render_template(f"ttasks/{page.template}", context, request=request)
+    return Response.html(body, status=page.status, headers=dict(HEADERS))
+
+
+def _with_live(request: Any) -> str:
+    path = request.full_path
+    return f"{path}{'&' if '?' in path else '?'}{LIVE}=1"
+
+
+def shown(view: View) -> Callable[..., Awaitable[Response]]:
+    """Return what Datasette calls for an address: it asks who may see it, and makes the page in a thread."""
+
+    async def respond(datasette: Any, request: Any) -> Response:
+        ledger: Ledger | None = None
+        try:
+            ledger = await asked_ledger(datasette, request)
+            asked = Asked(_decoded(request.url_vars), {name: request.args[name] for name in request.args})
+            if LIVE in request.args:
+                token = await asyncio.to_thread(view.token, ledger, asked) if view.token is not None else None
+                return Response.json({"token": token}, headers=dict(HEADERS))
+            page = await asyncio.to_thread(view.page, ledger, asked)
+        except TtasksError as error:
+            title, status = ("Not found", 404) if isinstance(error, NotFoundError) else ("Can't be shown", 500)
+            page = Page("error.html", title, {"text": str(error)}, status=status)
+        return await rendered(datasette, request, page, ledger)
+
+    return respond
+
+
+def _decoded(found: Mapping[str, str]) -> dict[str, str]:
+    return {name: tilde_decode(value) for name, value in found.items()}
+
+
+async def every_ledger(datasette: Any, request: Any) -> Response:
+    """Lead to the only ledger, or list them."""
+    allowed = await allowed_ledgers(datasette, request.actor)
+    if len(allowed) == 1:
+        return Response.redirect(allowed[0].links.home())
+    return await rendered(datasette, request, Page("ledgers.html", "Ledgers", {"ledgers": allowed}), None)
+
+
+_AT: Final = r"^/-/ttasks/(?P<database>[^/]+)"
+_PAGES: Final[dict[str, View]] = {
+    "": View(home.page, home.token),
+}
+ROUTES: Final[list[tuple[str, Any]]] = [
+    (r"^/-/ttasks/?$", every_ledger),
+    *((f"{_AT}{address}$", shown(view)) for address, view in _PAGES.items()),
+]
