@@ -28,7 +28,8 @@ import os, sys, threading
 from ttasks import *
 store = SQLiteStore(sys.argv[1])
 graph = TaskGraph(title="import of the night")
-fetch, load = Task.bash("echo fetched", title="fetch"), Task.bash("echo half; while kill -0 $PPID; do sleep 0.02; done", title="load")
+fetch = Task.bash("echo fetched", title="fetch")
+load = Task.bash("echo half; while kill -0 $PPID; do sleep 0.02; done", title="load")
 graph.add(fetch); graph.add(load, after=[fetch]); graph.add(Task.bash("echo report", title="report"), after=[load])
 graph.add(Task.bash("echo unlocked", title="unlock"), after=[load], finally_=True)
 executor = TaskExecutor(store)
