@@ -11,7 +11,7 @@ from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
-from ttasks.datasette_plugin import home
+from ttasks.datasette_plugin import home, run
 from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.errors import NotFoundError, TtasksError
@@ -138,6 +138,8 @@ async def every_ledger(datasette: Any, request: Any) -> Response:
 _AT: Final = r"^/-/ttasks/(?P<database>[^/]+)"
 _PAGES: Final[dict[str, View]] = {
     "": View(home.page, home.token),
+    "/graph/(?P<id>[^/]+)": View(run.page, run.token),
+    "/graph/(?P<id>[^/]+)/run/(?P<run>[0-9]+)": View(run.page, run.token),
 }
 ROUTES: Final[list[tuple[str, Any]]] = [
     (r"^/-/ttasks/?$", every_ledger),

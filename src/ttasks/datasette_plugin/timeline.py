@@ -1,0 +1,114 @@
+"""Where the bars of a timeline go: for each task how long it waited, its attempts, and the waits between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from rich.text import Text
+
+from ttasks.display import duration
+
+WIDTH: Final = 1120
+LABELS: Final = 200
+RIGHT: Final = 24
+ROW: Final = 22
+TOP: Final = 26
+BAR: Final = 12
+NARROWEST: Final = 1.5
+LABEL_CELLS: Final = 26
+TICKS_MAX: Final = 8
+_STEPS_S: Final = (
+    *(step * 10**power for power in range(-3, 2) for step in (1, 2, 5) if step * 10**power < 60),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(3600 * hours for hours in (1, 2, 3, 6, 12)),
+    *(86400 * days for days in (1, 2, 7, 14, 28, 56, 112, 224, 448)),
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time of a task. `kind` is ``waiting``, ``retry`` (the wait before one) or a status."""
+
+    kind: str
+    begin: datetime
+    end: datetime
+    says: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is to be plotted of one task."""
+
+    id: str
+    label: str
+    spans: Sequence[Span]
+    is_critical: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A span with coordinates in pixels."""
+
+    kind: str
+    x: float
+    width: float
+    says: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task with coordinates; `text` is as much of its label as has room."""
+
+    line: Line
+    y: float
+    text: str
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Rows in the order of their beginnings, and ticks: (x, what it says)."""
+
+    width: float
+    height: float
+    rows: Sequence[Row]
+    ticks: Sequence[tuple[float, str]]
+
+
+def plot(lines: Sequence[Line], begin: datetime, end: datetime) -> Timeline:
+    """Return where to draw each task that has spans, from `begin` to `end`."""
+    seconds = max((end - begin).total_seconds(), 1e-3)
+    scale = (WIDTH - LABELS - RIGHT) / seconds
+
+    def x_of(at: datetime) -> float:
+        return LABELS + min(max((at - begin).total_seconds(), 0), seconds) * scale
+
+    shown = sorted((line for line in lines if line.spans), key=lambda line: line.spans[0].begin)
+    rows = []
+    for number, line in enumerate(shown):
+        text = Text(line.label)
+        text.truncate(LABEL_CELLS, overflow="ellipsis")
+        bars = [
+            Bar(
+                span.kind,
+                round(x_of(span.begin), 1),
+                round(max(x_of(span.end) - x_of(span.begin), NARROWEST), 1),
+                span.says,
+            )
+            for span in line.spans
+        ]
+        rows.append(Row(line, TOP + number * ROW, text.plain, bars))
+    step = next((step for step in _STEPS_S if seconds / step <= TICKS_MAX), _STEPS_S[-1])
+    ticks = [(LABELS + number * step * scale, _tick(number * step)) for number in range(int(seconds / step) + 1)]
+    return Timeline(WIDTH, TOP + len(rows) * ROW + 6, rows, ticks)
+
+
+def _tick(seconds: float) -> str:
+    if not seconds:
+        return "0"
+    if seconds < 1:
+        return f"{seconds * 1000:g} ms"
+    return f"{seconds:g} s" if seconds < 60 else duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")
