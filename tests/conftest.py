@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from browsed import Browsed, make_browsed_ledger
+
 pytest_plugins = ["ttasks.testing.fixtures"]
 
 # Where this runs in the background of a script, Ctrl-C is ignored, also by every process that a test starts.
@@ -26,3 +28,9 @@ def outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browsed(tmp_path_factory: pytest.TempPathFactory) -> Browsed:
+    """Return a ledger of real runs to look at. It is shared: whoever changes it takes a copy."""
+    return make_browsed_ledger(tmp_path_factory.mktemp("browsed") / "ledger.db")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasette import hookimpl
+from datasette import handle_exception, hookimpl
 
 from ttasks.datasette_plugin import routes
+
+# Where rich is installed, as it is beside ttasks, Datasette prints each 403 and 404 with all local variables, and
+# answers an address that it doesn't know with 500, because there is no exception to print.
+handle_exception.rich = None
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from datasette import Forbidden, NotFound, Response
+from datasette import Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
@@ -41,6 +41,10 @@ LIVE: Final = "_live"
 """The parameter that asks only for what changes when a page does."""
 
 
+class ForbiddenError(TtasksError):
+    """Whoever asks may not see the ledger."""
+
+
 @dataclass(frozen=True)
 class View:
     """How one kind of page is made. `token` (None: it is never live) returns what changes when the page does, cheaply;
@@ -67,16 +71,16 @@ async def asked_ledger(datasette: Any, request: Any) -> Ledger:
     """Return the ledger that an address is about.
 
     Raises:
-        NotFound: Datasette serves no ledger of that name.
-        Forbidden: whoever asks may not see it.
+        NotFoundError: Datasette serves no ledger of that name.
+        ForbiddenError: whoever asks may not see it.
     """
     route = tilde_decode(request.url_vars["database"])
     name = next((name for name, each in datasette.databases.items() if (each.route or name) == route), None)
     ledger = ledger_of(datasette, name) if name is not None else None
     if ledger is None:
-        raise NotFound(f"{route} is no ledger that is served here")
+        raise NotFoundError(f"{route} is no ledger that is served here")
     if not await may_see(datasette, request.actor, ledger.name):
-        raise Forbidden("you may not see this ledger: it takes view-table of every table in it")
+        raise ForbiddenError("you may not see this ledger: that takes view-table of every table in it")
     return ledger
 
 
@@ -116,11 +120,18 @@ def shown(view: View) -> Callable[..., Awaitable[Response]]:
                 return Response.json({"token": token}, headers=dict(HEADERS))
             page = await asyncio.to_thread(view.page, ledger, asked)
         except TtasksError as error:
-            title, status = ("Not found", 404) if isinstance(error, NotFoundError) else ("Can't be shown", 500)
-            page = Page("error.html", title, {"text": str(error)}, status=status)
+            page = _refusal(error)
         return await rendered(datasette, request, page, ledger)
 
     return respond
+
+
+def _refusal(error: TtasksError) -> Page:
+    if isinstance(error, NotFoundError):
+        return Page("error.html", "Not found", {"text": str(error)}, status=404)
+    if isinstance(error, ForbiddenError):
+        return Page("error.html", "Not for you", {"text": str(error)}, status=403)
+    return Page("error.html", "Can't be shown", {"text": str(error)}, status=500)
 
 
 def _decoded(found: Mapping[str, str]) -> dict[str, str]:

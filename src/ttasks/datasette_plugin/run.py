@@ -15,11 +15,11 @@ from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.display import duration, printable
 from ttasks.errors import DamagedLedgerError, NotFoundError
-from ttasks.events.facts import Member
+from ttasks.events.facts import GraphRunFinished, Member
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.projection import select
 from ttasks.log.query import EventFilter
-from ttasks.log.reading import in_one_view
+from ttasks.log.reading import Readers, in_one_view
 from ttasks.log.replay import Past
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
@@ -99,7 +99,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "not_well": _not_well(ledger, members),
         "not_well_count": sum(each.status in NOT_WELL for each in members),
         "drawing": graph_drawing.draw([_node(each, critical) for each in members]),
-        "timeline": _timeline(shown, members, critical, now),
+        "timeline": _timeline(ledger, shown, members, critical, now),
         "commands": _commands(ledger, shown, members),
         "history": _history(ledger, shown),
         "retried_from": _title(ledger, shown.graph.derived_from),
@@ -134,7 +134,7 @@ def _shown(ledger: Ledger, asked: Asked) -> _Shown:
     if number is not None and run is None:
         raise NotFoundError(f"graph {graph_id[:80]} has no run {number}; it was run {len(runs)} times")
     left: Leftovers = Leftovers(readers)
-    at = readers if run is latest or run is None else Past(readers, runs[runs.index(run) + 1].position - 1)
+    at = readers if run is latest or run is None else Past(readers, _last_position(readers, run, runs))
     found = at.graph_with_tasks(graph_id)
     if found is None:
         raise NotFoundError(f"there is no graph {graph_id[:80]!r} in {ledger.path}")
@@ -143,6 +143,16 @@ def _shown(ledger: Ledger, asked: Asked) -> _Shown:
     if missing:
         raise DamagedLedgerError(f"tasks of graph {graph_id} are missing ({missing[0]}, …); `ttasks verify` says more")
     return _Shown(graph, tasks, run, runs, left.run_status(run) if run is not None else None, left)
+
+
+def _last_position(readers: Readers, run: RunState, runs: Sequence[RunState]) -> int:
+    """Return where an earlier run ended; what was changed between it and the next run is none of its own."""
+    next_position = runs[runs.index(run) + 1].position
+    ends = EventFilter(
+        f"graph-{run.graph_id}", types=(GraphRunFinished.__name__,), before=next_position, newest_first=True, limit=1
+    )
+    end = next((event.position for event in readers.matching(ends)), 0)
+    return end if end > run.position else next_position - 1
 
 
 def _attempts(ledger: Ledger, shown: _Shown) -> dict[str, list[AttemptState]]:
@@ -237,18 +247,23 @@ def _node(each: TaskOfRun, critical: set[str]) -> graph_drawing.Node:
 
 
 def _timeline(
-    shown: _Shown, members: Sequence[TaskOfRun], critical: set[str], now: datetime
+    ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun], critical: set[str], now: datetime
 ) -> timeline.Timeline | None:
     if shown.run is None or not any(each.attempts for each in members):
         return None
-    is_running = shown.status is RunStatus.RUNNING
-    moments = [attempt.finished_at or attempt.started_at for each in members for attempt in each.attempts]
-    end = now if is_running else max(filter(None, [*moments, shown.run.finished_at]))
+    moments = [attempt.finished_at or _heard_at(ledger, attempt) for each in members for attempt in each.attempts]
+    end = now if shown.status is RunStatus.RUNNING else max(filter(None, [*moments, shown.run.finished_at]))
     lines = [
         timeline.Line(each.task.id, printable(each.task.name), _spans(each, end), each.task.id in critical)
         for each in members
     ]
     return timeline.plot(lines, shown.run.started_at, end)
+
+
+def _heard_at(ledger: Ledger, attempt: AttemptState) -> datetime:
+    """Return when an attempt whose end is not recorded was last heard of."""
+    latest = EventFilter(f"task-{attempt.task_id}", newest_first=True, limit=1)
+    return next((event.recorded_at for event in ledger.readers.matching(latest)), attempt.started_at)
 
 
 def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:

@@ -21,7 +21,8 @@ NARROWEST: Final = 1.5
 LABEL_CELLS: Final = 26
 TICKS_MAX: Final = 8
 _STEPS_S: Final = (
-    *(step * 10**power for power in range(-3, 2) for step in (1, 2, 5) if step * 10**power < 60),
+    *(step * 10**power for power in (-3, -2, -1) for step in (1, 2, 5)),
+    *(1, 2, 5, 10, 15, 30),
     *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
     *(3600 * hours for hours in (1, 2, 3, 6, 12)),
     *(86400 * days for days in (1, 2, 7, 14, 28, 56, 112, 224, 448)),
@@ -101,7 +102,7 @@ def plot(lines: Sequence[Line], begin: datetime, end: datetime) -> Timeline:
             for span in line.spans
         ]
         rows.append(Row(line, TOP + number * ROW, text.plain, bars))
-    step = next((step for step in _STEPS_S if seconds / step <= TICKS_MAX), _STEPS_S[-1])
+    step = next((step for step in _STEPS_S if seconds / step <= TICKS_MAX), seconds / TICKS_MAX)
     ticks = [(LABELS + number * step * scale, _tick(number * step)) for number in range(int(seconds / step) + 1)]
     return Timeline(WIDTH, TOP + len(rows) * ROW + 6, rows, ticks)
 
@@ -111,4 +112,8 @@ def _tick(seconds: float) -> str:
         return "0"
     if seconds < 1:
         return f"{seconds * 1000:g} ms"
-    return f"{seconds:g} s" if seconds < 60 else duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")
+    if seconds < 60:
+        return f"{seconds:g} s"
+    if seconds < 86400:
+        return duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")
+    return f"{seconds / 86400:.3g} d"
