@@ -121,12 +121,15 @@ def test_a_running_run_is_live_until_it_ends(browsed: Browsed, tmp_path: Path) -
 
 
 def test_three_hundred_tasks_are_icons_that_say_what_they_are(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.wide}", browsed.path)
+    answer, whole = get_all([f"{GRAPH}/{browsed.wide}", f"{GRAPH}/{browsed.wide}?all=1"], browsed.path)
     names = node_names(answer)
     assert len(names) == 300
     assert "part 50: failed" in names
     assert "join: blocked" in names
-    assert "and 294 more" in answer.seen
+    assert "show all 299" in answer.seen
+    assert "show all 300" in answer.seen
+    assert "show all" not in whole.seen
+    assert "and 294 more" in whole.seen
 
 
 def test_a_hostile_title_stays_text_in_drawings_and_tables(browsed: Browsed) -> None:

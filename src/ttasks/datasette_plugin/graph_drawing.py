@@ -94,6 +94,15 @@ class _Place:
     before: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Column:
+    """Places one above the other; `is_of_several`: it is a part of its layer."""
+
+    x: float
+    places: Sequence[_Place]
+    is_of_several: bool
+
+
 def draw(nodes: Sequence[Node]) -> Drawing:
     """Return where to draw each task; the same tasks always go to the same places."""
     is_compact = len(nodes) > COMPACT_FROM
@@ -104,12 +113,17 @@ def draw(nodes: Sequence[Node]) -> Drawing:
     top = min(middles.values(), default=0) - sizes.height / 2 - HEADING - MARGIN
     boxes = {
         place.node.id: Box(
-            place.node, x, middles[place.id] - sizes.height / 2 - top, sizes.width, sizes.height,
+            place.node, column.x, middles[place.id] - sizes.height / 2 - top, sizes.width, sizes.height,
             _cut(place.node.label, sizes.label_cells),
         )
-        for x, column in columns for place in column if place.node is not None
+        for column in columns for place in column.places if place.node is not None
     }  # fmt: skip
-    points = {place.id: (x, middles[place.id] - top) for x, column in columns for place in column if place.node is None}
+    points = {
+        place.id: (column.x, middles[place.id] - top)
+        for column in columns
+        for place in column.places
+        if place.node is None
+    }
     edges, critical, left_out = _edges(nodes, boxes, ways, points, sizes)
     is_split = any(node.is_finally for node in nodes) and any(not node.is_finally for node in nodes)
     begins = min((boxes[node.id].x for node in nodes if node.is_finally), default=0)
@@ -213,36 +227,38 @@ def _mean(values: Sequence[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _columns(layers: Sequence[Sequence[_Place]], sizes: _Sizes) -> list[tuple[float, Sequence[_Place]]]:
-    """Return (x, places) of each column; a layer with too many tasks for one is split over several."""
-    columns: list[tuple[float, Sequence[_Place]]] = []
+def _columns(layers: Sequence[Sequence[_Place]], sizes: _Sizes) -> list[_Column]:
+    """Return the columns from left to right; a layer with too many tasks for one is split over several."""
+    columns: list[_Column] = []
     x: float = MARGIN
     for layer in layers:
         tasks = sum(place.node is not None for place in layer)
         count = -(-tasks // sizes.rows_max)
         rows = -(-len(layer) // count)
         for first in range(0, len(layer), rows):
-            columns.append((x, layer[first : first + rows]))
+            columns.append(_Column(x, layer[first : first + rows], count > 1))
             x += sizes.width + sizes.sub_gap
         x += sizes.column_gap - sizes.sub_gap
     return columns
 
 
-def _middles(columns: Sequence[tuple[float, Sequence[_Place]]], sizes: _Sizes) -> dict[str, float]:
+def _middles(columns: Sequence[_Column], sizes: _Sizes) -> dict[str, float]:
     """Return the height of the middle of each place: as near to those of its neighbours as its column has room for."""
-    places = [column for _, column in columns]
-    left, right = _neighbours(places)
+    left, right = _neighbours([column.places for column in columns])
     middles: dict[str, float] = {}
-    for column in places:
-        offsets = _offsets(column, sizes)
-        middles.update({place.id: offset - offsets[-1] / 2 for place, offset in zip(column, offsets, strict=True)})
+    for column in columns:
+        offsets = _offsets(column.places, sizes)
+        middles.update(
+            {place.id: offset - offsets[-1] / 2 for place, offset in zip(column.places, offsets, strict=True)}
+        )
+    moved = [column.places for column in columns if not column.is_of_several]
     for sweep in range(SWEEPS):
         is_rightward = sweep % 2 == 0
-        for column in places if is_rightward else places[::-1]:
+        for places in moved if is_rightward else moved[::-1]:
             near = left if is_rightward else right
-            wanted = [_mean([middles[each] for each in near[place.id]], middles[place.id]) for place in column]
-            settled = _apart(wanted, _offsets(column, sizes))
-            middles.update({place.id: middle for place, middle in zip(column, settled, strict=True)})
+            wanted = [_mean([middles[each] for each in near[place.id]], middles[place.id]) for place in places]
+            settled = _apart(wanted, _offsets(places, sizes))
+            middles.update({place.id: middle for place, middle in zip(places, settled, strict=True)})
     return middles
 
 

@@ -30,6 +30,8 @@ from ttasks.stores.interrupted import Leftovers
 FOLLOWED_EVERY_S: Final = 5
 """How often the page of a run that goes on is made anew though nothing was recorded: its times move."""
 TOLD_MAX: Final = 10
+ROWS_MAX: Final = 200
+"""How many tasks the timeline and the table show, unless all are asked for."""
 LAST_LINES: Final = 5
 NOT_WELL: Final = (TaskStatus.FAILED, TaskStatus.INTERRUPTED)
 
@@ -83,6 +85,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
     now = clock.now()
     attempts = _attempts(ledger, shown)
     members = _members(shown, attempts)
+    rows_max = len(members) if asked.given.get("all") else ROWS_MAX
     critical = _critical(members)
     context: dict[str, Any] = {
         "graph": shown.graph,
@@ -92,14 +95,16 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "is_latest": shown.is_latest,
         "seconds": _seconds(shown, now),
         "runner": ledger.readers.runner(shown.run.runner) if shown.run is not None else None,
-        "members": members,
+        "members": members[:rows_max],
+        "members_count": len(members),
+        "of_all": ledger.links.run(shown.graph.id, asked.number("run")) + "?all=1",
         "names": {each.task.id: each.task.name for each in members},
         "critical": critical,
         "counts": _counts(members),
         "not_well": _not_well(ledger, members),
         "not_well_count": sum(each.status in NOT_WELL for each in members),
         "drawing": graph_drawing.draw([_node(each, critical) for each in members]),
-        "timeline": _timeline(ledger, shown, members, critical, now),
+        "timeline": _timeline(ledger, shown, members, critical, now, rows_max),
         "commands": _commands(ledger, shown, members),
         "history": _history(ledger, shown),
         "retried_from": _title(ledger, shown.graph.derived_from),
@@ -247,7 +252,7 @@ def _node(each: TaskOfRun, critical: set[str]) -> graph_drawing.Node:
 
 
 def _timeline(
-    ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun], critical: set[str], now: datetime
+    ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun], critical: set[str], now: datetime, rows_max: int
 ) -> timeline.Timeline | None:
     if shown.run is None or not any(each.attempts for each in members):
         return None
@@ -257,7 +262,7 @@ def _timeline(
         timeline.Line(each.task.id, printable(each.task.name), _spans(each, end), each.task.id in critical)
         for each in members
     ]
-    return timeline.plot(lines, shown.run.started_at, end)
+    return timeline.plot(lines, shown.run.started_at, end, rows_max)
 
 
 def _heard_at(ledger: Ledger, attempt: AttemptState) -> datetime:

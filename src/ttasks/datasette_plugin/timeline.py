@@ -77,10 +77,11 @@ class Timeline:
     height: float
     rows: Sequence[Row]
     ticks: Sequence[tuple[float, str]]
+    rows_left_out: int
 
 
-def plot(lines: Sequence[Line], begin: datetime, end: datetime) -> Timeline:
-    """Return where to draw each task that has spans, from `begin` to `end`."""
+def plot(lines: Sequence[Line], begin: datetime, end: datetime, rows_max: int) -> Timeline:
+    """Return where to draw the first `rows_max` tasks that have spans, from `begin` to `end`."""
     seconds = max((end - begin).total_seconds(), 1e-3)
     scale = (WIDTH - LABELS - RIGHT) / seconds
 
@@ -89,7 +90,7 @@ def plot(lines: Sequence[Line], begin: datetime, end: datetime) -> Timeline:
 
     shown = sorted((line for line in lines if line.spans), key=lambda line: line.spans[0].begin)
     rows = []
-    for number, line in enumerate(shown):
+    for number, line in enumerate(shown[:rows_max]):
         text = Text(line.label)
         text.truncate(LABEL_CELLS, overflow="ellipsis")
         bars = [
@@ -104,7 +105,7 @@ def plot(lines: Sequence[Line], begin: datetime, end: datetime) -> Timeline:
         rows.append(Row(line, TOP + number * ROW, text.plain, bars))
     step = next((step for step in _STEPS_S if seconds / step <= TICKS_MAX), seconds / TICKS_MAX)
     ticks = [(LABELS + number * step * scale, _tick(number * step)) for number in range(int(seconds / step) + 1)]
-    return Timeline(WIDTH, TOP + len(rows) * ROW + 6, rows, ticks)
+    return Timeline(WIDTH, TOP + len(rows) * ROW + 6, rows, ticks, len(shown) - len(rows))
 
 
 def _tick(seconds: float) -> str:
