@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from shlex import quote
 from typing import Any, Final
 
 from ttasks import clock
@@ -85,7 +84,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "head": (position, hash_.hex()),
         "head_at": next((event.recorded_at for event in readers.events(after=position - 1, limit=1)), None),
         "now": now,
-        "commands": {"verify": _command(ledger, "verify"), "resume": _command(ledger, "resume")},
+        "commands": {"verify": ledger.command("verify"), "resume": ledger.command("resume")},
     }
     return Page("home.html", f"{ledger.name}: what ran", context, token=token_now)
 
@@ -199,18 +198,14 @@ def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
     return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
 
 
-def _command(ledger: Ledger, words: str) -> str:
-    return f"ttasks {words} --ledger {quote(str(ledger.path))}"
-
-
 def _left(ledger: Ledger, work: Interrupted) -> Left:
-    asking = [(task_id, _command(ledger, f"resolve {task_id} --rerun")) for task_id in work.asking]
-    return Left(work, _command(ledger, f"resume {work.id}"), asking)
+    asking = [(task_id, ledger.command(f"resolve {task_id} --rerun")) for task_id in work.asking]
+    return Left(work, ledger.command(f"resume {work.id}"), asking)
 
 
 def _owed(ledger: Ledger, owed: Sequence[Owed], interrupted: Sequence[Interrupted]) -> list[tuple[Owed, str]]:
     """Return the finally tasks that are owed by runs that are not told as interrupted."""
     told = {task_id for work in interrupted for task_id in work.owed}
     return [
-        (each, _command(ledger, f"resume {each.graph_id} --finally-only")) for each in owed if each.task_id not in told
+        (each, ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed if each.task_id not in told
     ]

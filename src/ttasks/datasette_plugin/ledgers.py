@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
@@ -68,6 +69,10 @@ class Ledger:
     path: Path
     readers: Readers
     links: Links
+
+    def command(self, words: str) -> str:
+        """Return the command line of ttasks that says `words` to this ledger."""
+        return f"ttasks {words} --ledger {quote(str(self.path))}"
 
 
 def ledger_path_of(database: Any) -> Path | None:

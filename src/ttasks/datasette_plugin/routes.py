@@ -11,7 +11,8 @@ from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
-from ttasks.datasette_plugin import home
+from ttasks.datasette_plugin import download, event, home, task
+from ttasks.datasette_plugin.download import Download
 from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.errors import NotFoundError, TtasksError
@@ -46,7 +47,7 @@ class View:
     """How one kind of page is made. `token` (None: it is never live) returns what changes when the page does, cheaply;
     it returns None once nothing can change any more."""
 
-    page: Callable[[Ledger, Asked], Page]
+    page: Callable[[Ledger, Asked], Page | Download]
     token: Callable[[Ledger, Asked], str | None] | None = None
 
 
@@ -103,10 +104,10 @@ def _with_live(request: Any) -> str:
     return f"{path}{'&' if '?' in path else '?'}{LIVE}=1"
 
 
-def shown(view: View) -> Callable[..., Awaitable[Response]]:
+def shown(view: View) -> Callable[..., Awaitable[Any]]:
     """Return what Datasette calls for an address: it asks who may see it, and makes the page in a thread."""
 
-    async def respond(datasette: Any, request: Any) -> Response:
+    async def respond(datasette: Any, request: Any) -> Any:
         ledger: Ledger | None = None
         try:
             ledger = await asked_ledger(datasette, request)
@@ -115,6 +116,8 @@ def shown(view: View) -> Callable[..., Awaitable[Response]]:
                 token = await asyncio.to_thread(view.token, ledger, asked) if view.token is not None else None
                 return Response.json({"token": token}, headers=dict(HEADERS))
             page = await asyncio.to_thread(view.page, ledger, asked)
+            if isinstance(page, Download):
+                return download.response(page, request.receive, HEADERS)
         except TtasksError as error:
             title, status = ("Not found", 404) if isinstance(error, NotFoundError) else ("Can't be shown", 500)
             page = Page("error.html", title, {"text": str(error)}, status=status)
@@ -138,6 +141,9 @@ async def every_ledger(datasette: Any, request: Any) -> Response:
 _AT: Final = r"^/-/ttasks/(?P<database>[^/]+)"
 _PAGES: Final[dict[str, View]] = {
     "": View(home.page, home.token),
+    "/task/(?P<id>[^/]+)": View(task.page, task.token),
+    "/task/(?P<id>[^/]+)/attempt/(?P<attempt>[0-9]+)/output.txt": View(task.output),
+    "/event/(?P<position>[0-9]+)": View(event.page),
 }
 ROUTES: Final[list[tuple[str, Any]]] = [
     (r"^/-/ttasks/?$", every_ledger),
