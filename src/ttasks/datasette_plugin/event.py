@@ -13,6 +13,7 @@ from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import lines_of
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block
+from ttasks.display import printable
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import from_iso
 from ttasks.events.envelope import OpaqueEvent, RecordedEvent
@@ -90,7 +91,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "matches": event_hash(before if before is not None else GENESIS, row[:-1]) == hash_,
         "verify": ledger.command("verify"),
     }
-    return Page("event.html", f"Event {position}: {type_}", context)
+    return Page("event.html", f"Event {position}: {printable(type_)}", context)
 
 
 def _stored(connection: sqlite3.Connection, position: int) -> tuple[tuple[Any, ...] | None, bytes | None]:

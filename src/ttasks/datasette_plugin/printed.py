@@ -51,14 +51,14 @@ class Piece:
 class Part:
     """A part of what was printed: `lines` are in order of arrival, each with the stream it went to.
 
-    `earlier` and `later` are where the parts before and after it end and begin, None: there is none. `before` counts
-    the events that are earlier, wholly or in part, `events` all.
+    `earlier` and `later` are where the parts before and after it end and begin, None: there is none. `first` is
+    the number of the event that it begins in, counted from 1, `events` how many there are.
     """
 
     lines: list[tuple[str, Line]]
     earlier: Point | None
     later: Point | None
-    before: int
+    first: int
     events: int
 
     @property
@@ -116,9 +116,10 @@ class Output:
             return Part([], None, None, 0, events)
         begin, end = pieces[0].at, pieces[-1].end
         has_later = not is_end and next(self._forwards(end), None) is not None
-        before = self._count(begin.position) + (begin.characters > 0)
+        first = self._count(begin.position) + 1
+        has_earlier = first > 1 or begin.characters > 0
         drawn = list(_drawn(pieces))
-        return Part(drawn, begin if before else None, end if has_later else None, before, events)
+        return Part(drawn, begin if has_earlier else None, end if has_later else None, first, events)
 
     def _count(self, before: int | None = None) -> int:
         return self._readers.count_matching(self._wanted(before=before))

@@ -15,10 +15,10 @@ from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import Output, Part, Point
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block
-from ttasks.display import short
+from ttasks.display import printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.envelope import RecordedEvent
-from ttasks.events.facts import AttemptEnd, TaskProgressed, TaskResolved, TaskStarted
+from ttasks.events.facts import AttemptEnd, TaskCancelRequested, TaskProgressed, TaskResolved, TaskStarted
 from ttasks.events.status import TaskStatus, TaskType
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import CHANGING_NOTHING, Readers, in_one_view
@@ -30,10 +30,12 @@ from ttasks.stores.interrupted import Leftovers
 
 ATTEMPTS_MAX: Final = 100
 EVENTS_MAX: Final = 200
+DECISIONS_MAX: Final = 10
 NEIGHBOURS_MAX: Final = 50
 """How many tasks it waits for, or that wait for it, are listed."""
 
 _ENDS: Final = tuple(each.__name__ for each in AttemptEnd.__subclasses__())
+_DECISIONS: Final = (TaskResolved.__name__, TaskCancelRequested.__name__)
 _SETTLED: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.BLOCKED)
 
 
@@ -110,11 +112,14 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "note": note,
         "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED else [],
         "payload": Block.of(task.payload),
+        "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
         "secret": sorted(task.env_digests or {}),
         "memberships": _memberships(readers, task.id),
         **_relatives(readers, task),
-        "resolved": list(readers.events(stream=f"task-{task.id}", type=TaskResolved.__name__)),
+        "decisions": list(
+            readers.matching(EventFilter(f"task-{task.id}", types=_DECISIONS, newest_first=True, limit=10))
+        ),
         "attempts": [_shown(readers, task, each, status) for each in attempts[-ATTEMPTS_MAX:]],
         "attempts_in_all": len(attempts),
         "chosen": chosen,
@@ -124,7 +129,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "neighbours_max": NEIGHBOURS_MAX,
     }
     title = task.title or task.name or task.id
-    return Page("task.html", f"{_one_line(title)}: {status}", context, token=_token(task, status))
+    return Page("task.html", f"{printable(_one_line(title))}: {status}", context, token=_token(task, status))
 
 
 def token(ledger: Ledger, asked: Asked) -> str | None:
@@ -201,6 +206,12 @@ def _go_on(ledger: Ledger, left: Leftovers, task: TaskState) -> list[tuple[str, 
             return [(what, ledger.command(f"resume {work.id}"))]
     owed = [each for each in left.owed() if each.task_id == task.id]
     return [("Run it: it is owed", ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed]
+
+
+def _decisions(readers: Readers, task_id: str) -> list[RecordedEvent]:
+    """Return what people decided of the task lately, oldest first."""
+    wanted = EventFilter(f"task-{task_id}", types=_DECISIONS, newest_first=True, limit=DECISIONS_MAX)
+    return list(readers.matching(wanted))[::-1]
 
 
 # --- what it belongs to ----------------------------------------------------------------------------------------------
@@ -310,7 +321,12 @@ def _latest_report(readers: Readers, task_id: str, attempt: AttemptState | None)
 def _error(
     readers: Readers, task: TaskState, chosen: int | None, attempt: AttemptState | None
 ) -> tuple[str | None, int | None]:
-    """Return the error text of the chosen attempt, and the number of characters of the whole where it is a tail."""
+    """Return the error text of the chosen attempt, and the number of characters of the whole where it is a tail.
+
+    What an attempt that succeeded printed to stderr is its error text as well, but is told with what it printed.
+    """
+    if (attempt.status if attempt is not None else task.status) is TaskStatus.SUCCEEDED:
+        return None, None
     if attempt is not None and attempt.error is not None:
         if attempt.error_length is None:
             return attempt.error, None
@@ -345,7 +361,7 @@ def _output(readers: Readers, task: TaskState, chosen: int | None, asked: Asked)
     returned = readers.returned(task.id, chosen)
     return {
         "part": part,
-        "is_tail": after is None and before is None,
+        "is_from_end": after is None,
         "returned": Block.of(returned) if returned is not None else None,
     }
 

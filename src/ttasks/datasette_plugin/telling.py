@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from ttasks import display
 from ttasks.events import facts as f
-from ttasks.events.codec import iso
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact
 
@@ -74,7 +73,7 @@ _TOLD: Final[Mapping[type, Callable[[Any], str]]] = {
     f.TaskProgressed: _progressed,
     f.TaskOutput: _printed,
     f.TaskRetryScheduled: lambda fact: (
-        f"retry {fact.retry} {display.duration(fact.delay)} after attempt {fact.attempt}, at {iso(fact.due_at)}"
+        f"retry {fact.retry} is to follow {display.duration(fact.delay)} after attempt {fact.attempt}"
     ),
     f.TaskCancelRequested: lambda fact: f"by {fact.by}",
     f.TaskSucceeded: _ended,

@@ -65,7 +65,7 @@ class Terminal:
         head, end = LINE_CHARACTERS_MAX * 3 // 4, len(text) - LINE_CHARACTERS_MAX // 4
         begin = self._html(text[:head])
         self._pass_over(text[head:end])
-        note = Markup('<span class="cut">… {} left out here …</span>').format(count(end - head, "character"))
+        note = Markup('<span class="cut">… {:,} characters left out here …</span>').format(end - head)
         return begin + note + self._html(text[end:])
 
     def _pass_over(self, text: str) -> None:
@@ -134,7 +134,7 @@ class Block:
         is_long = lines > LONG_LINES or len(text) > LONG_CHARACTERS
         first = next(filter(None, map(str.strip, head.split("\n"))), "")
         begin = f"{printable(first[:100])}{'…' if len(first) > 100 else ''}"
-        summary = f"{begin} ({count(lines, 'line')}, {count(len(text), 'character')})" if is_long else ""
+        summary = f"{begin} ({count(lines, 'line')}, {len(text):,} characters)" if is_long else ""
         return cls(_lines(head), _lines(tail), left_out, summary)
 
 
