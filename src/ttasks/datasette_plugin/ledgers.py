@@ -71,7 +71,7 @@ class Ledger:
     links: Links
 
     def command(self, words: str) -> str:
-        """Return the command line of these words, for this ledger."""
+        """Return the command line of ttasks that says `words` to this ledger."""
         return f"ttasks {words} --ledger {quote(str(self.path))}"
 
 

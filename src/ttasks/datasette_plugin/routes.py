@@ -11,7 +11,8 @@ from datasette import Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
-from ttasks.datasette_plugin import home, run
+from ttasks.datasette_plugin import download, event, home, run, task
+from ttasks.datasette_plugin.download import Download
 from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.errors import NotFoundError, TtasksError
@@ -50,7 +51,7 @@ class View:
     """How one kind of page is made. `token` (None: it is never live) returns what changes when the page does, cheaply;
     it returns None once nothing can change any more."""
 
-    page: Callable[[Ledger, Asked], Page]
+    page: Callable[[Ledger, Asked], Page | Download]
     token: Callable[[Ledger, Asked], str | None] | None = None
 
 
@@ -107,10 +108,10 @@ def _with_live(request: Any) -> str:
     return f"{path}{'&' if '?' in path else '?'}{LIVE}=1"
 
 
-def shown(view: View) -> Callable[..., Awaitable[Response]]:
+def shown(view: View) -> Callable[..., Awaitable[Any]]:
     """Return what Datasette calls for an address: it asks who may see it, and makes the page in a thread."""
 
-    async def respond(datasette: Any, request: Any) -> Response:
+    async def respond(datasette: Any, request: Any) -> Any:
         ledger: Ledger | None = None
         try:
             ledger = await asked_ledger(datasette, request)
@@ -119,6 +120,8 @@ def shown(view: View) -> Callable[..., Awaitable[Response]]:
                 token = await asyncio.to_thread(view.token, ledger, asked) if view.token is not None else None
                 return Response.json({"token": token}, headers=dict(HEADERS))
             page = await asyncio.to_thread(view.page, ledger, asked)
+            if isinstance(page, Download):
+                return download.response(page, request.receive, HEADERS)
         except TtasksError as error:
             page = _refusal(error)
         return await rendered(datasette, request, page, ledger)
@@ -151,6 +154,9 @@ _PAGES: Final[dict[str, View]] = {
     "": View(home.page, home.token),
     "/graph/(?P<id>[^/]+)": View(run.page, run.token),
     "/graph/(?P<id>[^/]+)/run/(?P<run>[0-9]+)": View(run.page, run.token),
+    "/task/(?P<id>[^/]+)": View(task.page, task.token),
+    "/task/(?P<id>[^/]+)/attempt/(?P<attempt>[0-9]+)/output.txt": View(task.output),
+    "/event/(?P<position>[0-9]+)": View(event.page),
 }
 ROUTES: Final[list[tuple[str, Any]]] = [
     (r"^/-/ttasks/?$", every_ledger),

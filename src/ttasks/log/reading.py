@@ -146,7 +146,7 @@ class LogReader(ABC):
 
     def _chunks(self, task_id: str, attempt: int) -> Iterator[tuple[str, str]]:
         stream = f"task-{task_id}"
-        for event in self.events(stream=stream, type=TaskOutput.__name__, after=self._restated(stream, attempt)):
+        for event in self.events(stream=stream, type=TaskOutput.__name__, after=self.restated_at(task_id, attempt)):
             if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
                 for printed_to, _, text in event.fact.chunks:
                     yield printed_to, text
@@ -154,16 +154,16 @@ class LogReader(ABC):
     def returned(self, task_id: str, attempt: int) -> str | None:
         """Return the text that an attempt's handler returned; None where it returned none."""
         stream = f"task-{task_id}"
-        after = self._restated(stream, attempt)
+        after = self.restated_at(task_id, attempt)
         for event in self.events(stream=stream, type=TaskSucceeded.__name__, after=after):
             if isinstance(event.fact, TaskSucceeded) and event.fact.attempt == attempt:
                 return event.fact.output
         return None
 
-    def _restated(self, stream: str, attempt: int) -> int:
+    def restated_at(self, task_id: str, attempt: int) -> int:
         """Return the position of the import that has this attempt's result, 0 for none: its output follows anew."""
         position = 0
-        for event in self.events(stream=stream, type=TaskImported.__name__):
+        for event in self.events(stream=f"task-{task_id}", type=TaskImported.__name__):
             result = event.fact.state.get("result") if isinstance(event.fact, TaskImported) else None
             if result is not None and result.get("attempt") == attempt:
                 position = event.position
