@@ -11,8 +11,8 @@ from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
-from ttasks.datasette_plugin import home
-from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
+from ttasks.datasette_plugin import home, search
+from ttasks.datasette_plugin.ledgers import Ledger, is_ledger, ledger_of, links_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.errors import NotFoundError, TtasksError
 from ttasks.events.codec import iso
@@ -61,6 +61,17 @@ async def allowed_ledgers(datasette: Any, actor: Any) -> list[Ledger]:
         if ledger is not None and await may_see(datasette, actor, name):
             found.append(ledger)
     return found
+
+
+async def links_to_pages(datasette: Any, actor: Any, name: str) -> list[dict[str, str]]:
+    """Return the entries for Datasette's own menus that lead to the pages of a ledger; none where it is no ledger."""
+    if not is_ledger(datasette, name) or not await may_see(datasette, actor, name):
+        return []
+    links = links_of(datasette, name)
+    return [
+        {"href": links.home(), "label": "What ran in this ledger"},
+        {"href": links.search(), "label": "Search this ledger"},
+    ]
 
 
 async def asked_ledger(datasette: Any, request: Any) -> Ledger:
@@ -115,6 +126,8 @@ def shown(view: View) -> Callable[..., Awaitable[Response]]:
                 token = await asyncio.to_thread(view.token, ledger, asked) if view.token is not None else None
                 return Response.json({"token": token}, headers=dict(HEADERS))
             page = await asyncio.to_thread(view.page, ledger, asked)
+            if page.location is not None:
+                return Response.redirect(page.location)
         except TtasksError as error:
             title, status = ("Not found", 404) if isinstance(error, NotFoundError) else ("Can't be shown", 500)
             page = Page("error.html", title, {"text": str(error)}, status=status)
@@ -138,6 +151,7 @@ async def every_ledger(datasette: Any, request: Any) -> Response:
 _AT: Final = r"^/-/ttasks/(?P<database>[^/]+)"
 _PAGES: Final[dict[str, View]] = {
     "": View(home.page, home.token),
+    "/search": View(search.page),
 }
 ROUTES: Final[list[tuple[str, Any]]] = [
     (r"^/-/ttasks/?$", every_ledger),
