@@ -47,6 +47,12 @@ def table_actions(datasette: Any, actor: Any, database: str) -> Any:
     return links
 
 
+@hookimpl(optionalhook=True)
+def view_actions(datasette: Any, actor: Any, database: str) -> Any:
+    """Add a ledger's pages to the menu of its view (Datasette 1.0)."""
+    return table_actions(datasette, actor, database)
+
+
 @hookimpl
 def extra_template_vars(datasette: Any, database: str | None, view_name: str, request: Any) -> Any:
     """Say which ledgers Datasette's own first pages lead to."""

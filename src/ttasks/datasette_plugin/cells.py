@@ -42,7 +42,7 @@ def cell(datasette: Any, database: str | None, row: Any, column: str, value: Any
     if column == "title":
         return _title(links, row, value)
     if (address := _address(links, column, value)) is not None:
-        return Markup('<a href="{}">{}</a>').format(address, display.printable(str(value)))
+        return _link(address, str(value))
     shown = _SHOWN.get(column)
     told = shown(value) if shown is not None else None
     return told if told is not None or not isinstance(value, str) else _text(value)
@@ -62,14 +62,21 @@ def _address(links: Links, column: str, value: Any) -> str | None:
     return None
 
 
+def _link(address: str, id_: str) -> Markup:
+    """Return a link that reads as the end of an id; a position is shown whole."""
+    if len(id_) <= display.ID_LENGTH:
+        return Markup('<a href="{}">{}</a>').format(address, display.printable(id_))
+    return Markup('<a href="{}" title="{}">…{}</a>').format(
+        address, display.printable(id_), display.printable(display.short(id_))
+    )
+
+
 def _labelled(links: Links, column: str, value: dict[str, Any]) -> Markup | None:
     address = _address(links, column, value["value"])
     if address is None:
         return None
     label = display.printable(_plain(str(value["label"]))) or "(no title)"
-    return Markup('<a href="{}">{}</a> <small class="ttasks-quiet">{}</small>').format(
-        address, label, display.short(str(value["value"]))
-    )
+    return Markup('<a href="{}" title="{}">{}</a>').format(address, display.printable(str(value["value"])), label)
 
 
 def _title(links: Links, row: Any, value: Any) -> Markup | None:

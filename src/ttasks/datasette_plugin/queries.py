@@ -69,17 +69,17 @@ LIMIT 100""",
         " at most 100. Each task counts once, by the name that it has in its workflow. since: tasks that ended from"
         " then on, UTC; empty: the last 7 days.",
         f"""
-SELECT name, count(*) AS tasks, sum(attempts) AS attempts, sum(is_flaky) AS failed_then_succeeded,
-  round(100.0 * sum(is_flaky) / count(*), 1) AS percent_flaky, sum(is_failed) AS failed_for_good,
-  max(result_finished_at) AS last_at
-FROM (
+WITH failed_once AS MATERIALIZED (SELECT DISTINCT task_id FROM attempts WHERE status = 'failed'),
+ended AS MATERIALIZED (
   SELECT name, attempts, result_finished_at, status = 'failed' AS is_failed,
-    status = 'succeeded' AND attempts > 1 AND EXISTS (
-      SELECT 1 FROM attempts WHERE task_id = tasks.id AND attempts.status = 'failed'
-    ) AS is_flaky
+    status = 'succeeded' AND attempts > 1 AND id IN (SELECT task_id FROM failed_once) AS is_flaky
   FROM tasks
   WHERE attempts > 0 AND result_finished_at >= {_SINCE}
 )
+SELECT name, count(*) AS tasks, sum(attempts) AS attempts, sum(is_flaky) AS failed_then_succeeded,
+  round(100.0 * sum(is_flaky) / count(*), 1) AS percent_flaky, sum(is_failed) AS failed_for_good,
+  max(result_finished_at) AS last_at
+FROM ended
 GROUP BY name
 HAVING sum(is_flaky) > 0
 ORDER BY percent_flaky DESC, failed_then_succeeded DESC, name
@@ -228,6 +228,7 @@ def canned(datasette: Any, database: str) -> dict[str, dict[str, Any]]:
             "title": query.title,
             "description": query.description,
             "params": list(query.parameters),
+            "hide_sql": True,
         }
         for name, query in QUERIES.items()
         if name not in own
@@ -247,5 +248,6 @@ async def add(datasette: Any, database: str) -> None:
             title=query.title,
             description=query.description,
             parameters=query.parameters,
+            hide_sql=True,
             is_trusted=True,
         )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ttasks.datasette_plugin.ledgers import Ledger, within
 from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError
 from ttasks.events.codec import iso
 from ttasks.events.facts import TaskOutput
@@ -147,7 +148,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "local": lambda moment: moment.astimezone().strftime("%Y-%m-%dT%H:%M") if moment is not None else "",
         "hits_max": HITS_MAX,
     }
-    return Page("search.html", f"Search: {text}" if text else "Search", context)
+    return Page("search.html", f"Search: {printable(wanted.text)}" if text else "Search", context)
 
 
 def _moment(text: str, found: Found, name: str, *, is_end: bool) -> datetime | None:
@@ -286,7 +287,8 @@ def _search_output(ledger: Ledger, wanted: Wanted, found: Found) -> None:
             key: tuple[str, int, str] = (task_id, output.attempt, stream)
             *lines, rest[key] = re.split(r"[\r\n]", rest.get(key, "") + text)
             if len(rest[key]) > LINE_MAX:
-                lines.append(rest.pop(key))
+                lines.append(rest[key])
+                rest[key] = rest[key][len(rest[key]) - len(wanted.text) + 1 :]  # so that no hit is cut in two
             last[key] = position
             _add_printed(wanted, found, key, position, lines)
         if len(found.printed) >= HITS_MAX:

@@ -184,10 +184,10 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
 """Each column of each table and view, and what it holds, with its unit."""
 
 LISTED: Final[dict[str, dict[str, Any]]] = {
-    "events": {"sort_desc": "position", "facets": ["type"]},
-    "tasks": {"sort_desc": "created_at", "facets": ["status", "type"], "label_column": "title"},
-    "attempts": {"sort_desc": "position", "facets": ["status", "reason"]},
-    "graphs": {"sort_desc": "created_at", "facets": ["status"], "label_column": "title"},
+    "events": {"sort_desc": "position"},  # to count types takes longer than Datasette lets a facet take
+    "tasks": {"sort_desc": "id", "facets": ["status", "type"], "label_column": "title"},
+    "attempts": {"sort_desc": "task_id", "facets": ["status", "reason"]},
+    "graphs": {"sort_desc": "id", "facets": ["status"], "label_column": "title"},
     "graph_tasks": {},
     "graph_dependencies": {},
     "runs": {"sort_desc": "position", "facets": ["status"]},
@@ -195,7 +195,11 @@ LISTED: Final[dict[str, dict[str, Any]]] = {
     "task_output": {},  # a view has no index: to sort or facet it would be to read all that was ever printed
     "_sqlite_migrations": {"hidden": True},
 }
-"""How Datasette lists each table: newest first, what can be chosen from, and what a reference to a row reads."""
+"""How Datasette lists each table: newest first, what can be chosen from, and what a reference to a row reads.
+
+Ids begin with the time at which they were made, and are keys: to sort by them costs nothing. To sort 100,000 tasks by a
+time would come near the second that Datasette gives a query.
+"""
 
 
 def metadata(datasette: Any, database: str | None) -> dict[str, Any]:
@@ -204,22 +208,30 @@ def metadata(datasette: Any, database: str | None) -> dict[str, Any]:
     Each answer is a new one down to the last level that Datasette writes into: it merges what others say into it.
     """
     names = ledger_names(datasette) if database is None else [database] if is_ledger(datasette, database) else []
-    return {"databases": {name: _metadata_of_ledger() for name in names}} if names else {}
+    own = (getattr(datasette, "_metadata_local", None) or {}).get("databases") or {}
+    return {"databases": {name: _metadata_of_ledger(own.get(name) or {}) for name in names}} if names else {}
 
 
-def _metadata_of_ledger() -> dict[str, Any]:
+def _metadata_of_ledger(own: dict[str, Any]) -> dict[str, Any]:
+    own_tables = own.get("tables") or {}
     tables = {
-        name: {**LISTED[name], "description": description, "columns": dict(COLUMNS[name])}
+        name: {**_listed(name, own_tables.get(name) or {}), "description": description, "columns": dict(COLUMNS[name])}
         for name, description in TABLES.items()
     }
     return {"description": DATABASE, "tables": tables}
 
 
+def _listed(table: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Return how a table is listed, where its configuration does not say: it can't be sorted in both directions."""
+    return {key: value for key, value in LISTED[table].items() if key != "sort_desc" or "sort" not in own}
+
+
 async def describe(datasette: Any, name: str) -> None:
     """Tell Datasette 1.0 about the ledger `name`. What is said about it already, in its configuration, stays."""
     config = datasette.config.setdefault("databases", {}).setdefault(name, {}).setdefault("tables", {})
-    for table, listed in LISTED.items():
-        config[table] = {**listed, **config.get(table, {})}
+    for table in LISTED:
+        own = config.get(table) or {}
+        config[table] = {**_listed(table, own), **own}
     if "description" not in await datasette.get_database_metadata(name):
         await datasette.set_database_metadata(name, "description", DATABASE)
     for table, description in TABLES.items():
