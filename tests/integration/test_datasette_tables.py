@@ -20,8 +20,10 @@ from asked import answers
 from browsed import Browsed, make_browsed_ledger
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph
 from ttasks.datasette_plugin import cells
+from ttasks.datasette_plugin.ledgers import is_ledger
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import COLUMNS, LISTED, TABLES
+from ttasks.log.migrate import APPLICATION_ID
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +83,17 @@ def test_a_configuration_goes_before_what_the_plugin_says(browsed: Browsed) -> N
 
 
 def test_values_read_as_people_say_them(browsed: Browsed) -> None:
-    attempts, task, log = answers(
+    attempts, task, log, printed = answers(
         [browsed.path],
         "/ledger/attempts?status=failed",
         f"/ledger/tasks/{browsed.solo}",
         "/ledger/events?type=RunnerStarted",
+        f"/ledger/events?stream=task-{browsed.solo}",
     )
+    assert f'task <a href="/-/ttasks/ledger/task/{browsed.solo}" title="{browsed.solo}">…{browsed.solo[-8:]}</a>' in (
+        printed.text
+    )
+    assert re.search(r'runner <span title="[0-9a-f-]{36}">…[0-9a-f]{8}</span>', log.text)
     assert '<span class="ttasks-state ttasks-failed"><svg viewBox="0 0 16 16"' in attempts.text
     assert re.search(r'<span class="ttasks-number" title="[\d.]+ s">\d+ ms</span>', attempts.text)
     assert re.search(r'<time datetime="(\S+Z)" title="\1">\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</time>', attempts.text)
@@ -110,10 +117,6 @@ def test_no_value_becomes_markup_or_steers_anything(browsed: Browsed) -> None:
             assert hostile not in re.sub(r'href="[^"]*"', "", cells_shown), (address, hostile)
 
 
-class _Database:
-    path = None
-
-
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -126,6 +129,9 @@ class _Database:
         ("command", '["<b>", "&", "\x1b[2J"]'),
         ("task_id", '"><b>'),
         ("graph_id", "../../<b>"),
+        ("stream", "task-<b>"),
+        ("stream", "runner-<b>"),
+        ("stream", "<b>-<b>"),
         ("title", "<b>" * 200),
         ("title", '\ufffd"<b>\\u0000"'),
         ("title", "\ufffd<b>"),
@@ -429,3 +435,35 @@ def test_not_even_a_query_that_a_configuration_calls_one_that_writes_gets_to_wri
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         asyncio.run(execute())
     assert _traces(browsed.path) == before
+
+
+def test_an_empty_file_becomes_a_ledger_while_it_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.touch()
+    datasette = Datasette([str(path)])
+    assert not is_ledger(datasette, "ledger")
+    SQLiteStore(path).close()
+    assert is_ledger(datasette, "ledger")
+    assert not is_ledger(datasette, "_internal")
+    assert not is_ledger(datasette, "nowhere")
+    assert not is_ledger(datasette, None)
+
+
+def test_a_ledger_of_a_newer_ttasks_is_not_described_but_not_written_to_either(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 999")
+        connection.execute("CREATE TABLE things (title TEXT)")
+
+    async def execute() -> None:
+        datasette = Datasette([str(path)])
+        await datasette.invoke_startup()
+        assert not is_ledger(datasette, "ledger")
+        await datasette.databases["ledger"].execute_write("INSERT INTO things VALUES ('x')")
+
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        asyncio.run(execute())
+    (page,) = answers([path], "/ledger")
+    assert page.status_code == 200
+    assert "ttasks" not in page.text

@@ -56,7 +56,7 @@ def view_actions(datasette: Any, actor: Any, database: str) -> Any:
 @hookimpl
 def extra_template_vars(datasette: Any, database: str | None, view_name: str, request: Any) -> Any:
     """Say which ledgers Datasette's own first pages lead to."""
-    if view_name not in {"index", "database"}:
+    if view_name not in {"index", "database"} or not (database is None or is_ledger(datasette, database)):
         return {}
 
     async def cards() -> dict[str, Any]:

@@ -34,15 +34,18 @@ def cell(datasette: Any, database: str | None, row: Any, column: str, value: Any
     """
     if value is None or value == "" or database is None or not is_ledger(datasette, database):
         return None
-    links = links_of(datasette, database)
-    if isinstance(value, dict):
-        return _labelled(links, column, value)
     if isinstance(value, bytes):
         return _hash(value)
-    if column == "title":
-        return _title(links, row, value)
-    if (address := _address(links, column, value)) is not None:
-        return _link(address, str(value))
+    if column in _LINKED:
+        links = links_of(datasette, database)
+        if isinstance(value, dict):
+            return _labelled(links, column, value)
+        if column == "title":
+            return _title(links, row, value)
+        if column == "stream":
+            return _stream(links, value)
+        if (address := _address(links, column, value)) is not None:
+            return _link(address, str(value))
     shown = _SHOWN.get(column)
     told = shown(value) if shown is not None else None
     return told if told is not None or not isinstance(value, str) else _text(value)
@@ -50,6 +53,7 @@ def cell(datasette: Any, database: str | None, row: Any, column: str, value: Any
 
 _TASKS: Final = frozenset({"task_id", "blocked_by", "dependency_id"})
 _POSITIONS: Final = frozenset({"position", "cause", "runner"})
+_LINKED: Final = frozenset({"title", "graph_id", "stream", *_TASKS, *_POSITIONS})
 
 
 def _address(links: Links, column: str, value: Any) -> str | None:
@@ -77,6 +81,18 @@ def _labelled(links: Links, column: str, value: dict[str, Any]) -> Markup | None
         return None
     label = display.printable(_plain(str(value["label"]))) or "(no title)"
     return Markup('<a href="{}" title="{}">{}</a>').format(address, display.printable(str(value["value"])), label)
+
+
+def _stream(links: Links, value: Any) -> Markup | None:
+    """Show a stream as its kind and the end of its id; ``stdout``, ``stderr`` and ``ledger`` as they are."""
+    kind, _, id_ = str(value).partition("-")
+    address = {"task": links.task, "graph": links.run}.get(kind)
+    if not id_ or (address is None and kind != "runner"):
+        return _text(str(value))
+    end = display.printable(display.short(id_))
+    if address is None:
+        return Markup('{} <span title="{}">…{}</span>').format(kind, display.printable(id_), end)
+    return Markup("{} {}").format(kind, _link(address(id_), id_))
 
 
 def _title(links: Links, row: Any, value: Any) -> Markup | None:
