@@ -6,7 +6,8 @@ from typing import Any
 
 from datasette import handle_exception, hookimpl
 
-from ttasks.datasette_plugin import routes
+from ttasks.datasette_plugin import cells, queries, routes, safety, tables
+from ttasks.datasette_plugin.ledgers import is_ledger, ledger_names
 
 # Where rich is installed, as it is beside ttasks, Datasette prints each 403 and 404 with all local variables, and
 # answers an address that it doesn't know with 500, because there is no exception to print.
@@ -28,3 +29,94 @@ def menu_links(datasette: Any, actor: Any) -> Any:
         return [{"href": ledger.links.home(), "label": f"Runs of {ledger.name}"} for ledger in allowed]
 
     return links
+
+
+@hookimpl
+def database_actions(datasette: Any, actor: Any, database: str) -> Any:
+    """Add a ledger's pages to the menu of its database."""
+
+    async def links() -> list[dict[str, str]]:
+        return await routes.links_to_pages(datasette, actor, database)
+
+    return links
+
+
+@hookimpl
+def table_actions(datasette: Any, actor: Any, database: str) -> Any:
+    """Add a ledger's pages to the menu of its tables."""
+
+    async def links() -> list[dict[str, str]]:
+        return await routes.links_to_pages(datasette, actor, database)
+
+    return links
+
+
+@hookimpl(optionalhook=True)
+def view_actions(datasette: Any, actor: Any, database: str) -> Any:
+    """Add a ledger's pages to the menu of its view (Datasette 1.0)."""
+    return table_actions(datasette, actor, database)
+
+
+@hookimpl
+def extra_template_vars(datasette: Any, database: str | None, view_name: str, request: Any) -> Any:
+    """Say which ledgers Datasette's own first pages lead to."""
+    if view_name not in {"index", "database"} or not (database is None or is_ledger(datasette, database)):
+        return {}
+
+    async def cards() -> dict[str, Any]:
+        allowed = await routes.allowed_ledgers(datasette, request.actor if request is not None else None)
+        shown = [ledger for ledger in allowed if database in (None, ledger.name)]
+        return {"ttasks_cards": shown} if shown else {}
+
+    return cards
+
+
+@hookimpl
+def extra_css_urls(datasette: Any, database: str | None) -> list[str]:
+    """Add the looks of cells to the pages of ledgers."""
+    return [datasette.urls.static_plugins("ttasks", "cells.css")] if is_ledger(datasette, database) else []
+
+
+@hookimpl
+def render_cell(row: Any, value: Any, column: str, database: str | None, datasette: Any) -> Any:
+    """Show what a ledger holds as people say it."""
+    return cells.cell(datasette, database, row, column, value)
+
+
+@hookimpl(optionalhook=True)
+def get_metadata(datasette: Any, database: str | None) -> dict[str, Any]:
+    """Describe ledgers (Datasette 0.65)."""
+    return tables.metadata(datasette, database)
+
+
+@hookimpl(optionalhook=True)
+def canned_queries(datasette: Any, database: str) -> dict[str, Any]:
+    """Add the queries to ledgers (Datasette 0.65)."""
+    return queries.canned(datasette, database) if is_ledger(datasette, database) else {}
+
+
+@hookimpl
+def startup(datasette: Any) -> Any:
+    """Keep ledgers from being written to, and describe them (Datasette 1.0)."""
+    safety.protect(datasette)
+
+    async def describe() -> None:
+        if not hasattr(datasette, "add_query"):
+            return
+        for name in ledger_names(datasette):
+            await tables.describe(datasette, name)
+            await queries.add(datasette, name)
+
+    return describe
+
+
+@hookimpl
+def prepare_connection(conn: Any, database: str, datasette: Any) -> None:
+    """Have connections to ledgers refuse to write."""
+    safety.refuse_writes(datasette, database, conn)
+
+
+@hookimpl(optionalhook=True)
+def permission_resources_sql(datasette: Any, action: str) -> Any:
+    """Refuse everybody to write to ledgers (Datasette 1.0)."""
+    return safety.refused(datasette, action)

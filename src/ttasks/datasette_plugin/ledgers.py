@@ -26,6 +26,7 @@ STEPS_BETWEEN_LOOKS: Final = 10_000
 
 Answer = TypeVar("Answer")
 _READERS: WeakKeyDictionary[Any, Readers] = WeakKeyDictionary()
+_LOOKED_AT: WeakKeyDictionary[Any, tuple[bool, tuple[int, int] | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,37 @@ def ledger_of(datasette: Any, name: str) -> Ledger | None:
     readers = _READERS.get(database)
     if readers is None:
         readers = _READERS[database] = Readers.open(path)
-    root = str(datasette.urls.path(f"{ROOT}/{tilde_encode(database.route or name)}"))
-    return Ledger(name, path, readers, Links(root, str(datasette.urls.database(name))))
+    return Ledger(name, path, readers, links_of(datasette, name))
+
+
+def links_of(datasette: Any, name: str) -> Links:
+    """Return the addresses of the pages of the ledger that Datasette serves under a name."""
+    route = datasette.databases[name].route or name
+    return Links(str(datasette.urls.path(f"{ROOT}/{tilde_encode(route)}")), str(datasette.urls.database(name)))
+
+
+def is_ledger(datasette: Any, name: str | None) -> bool:
+    """True when Datasette serves a ledger under a name. It is asked for every cell: a file is read once per change."""
+    database = datasette.databases.get(name) if name is not None else None
+    if database is None or not database.path:
+        return False
+    known, seen = _LOOKED_AT.get(database, (False, None))
+    if known:  # what is a ledger stays one; an empty file may become one
+        return True
+    try:
+        found = Path(database.path).stat()
+    except OSError:
+        return False
+    now = (found.st_mtime_ns, found.st_size)
+    if seen != now:
+        known = ledger_path_of(database) is not None
+        _LOOKED_AT[database] = (known, now)
+    return known
+
+
+def ledger_names(datasette: Any) -> list[str]:
+    """Return the names under which Datasette serves ledgers."""
+    return [name for name in datasette.databases if is_ledger(datasette, name)]
 
 
 def within(seconds: float, question: Callable[[Any], Answer]) -> Callable[[Any], Answer]:

@@ -32,10 +32,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Page:
-    """One page: its template, title and what the template shows. While `token` is not None the page is live."""
+    """One page: its template, title and what the template shows. While `token` is not None the page is live.
+
+    With a `location`, that address is what is answered with, and nothing is shown.
+    """
 
     template: str
     title: str
     context: Mapping[str, Any]
     token: str | None = None
     status: int = 200
+    location: str | None = None

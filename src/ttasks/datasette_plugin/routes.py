@@ -11,9 +11,9 @@ from datasette import Response
 from datasette.utils import tilde_decode
 
 from ttasks import display
-from ttasks.datasette_plugin import download, event, home, run, task
+from ttasks.datasette_plugin import download, event, home, run, search, task
 from ttasks.datasette_plugin.download import Download
-from ttasks.datasette_plugin.ledgers import Ledger, ledger_of, may_see
+from ttasks.datasette_plugin.ledgers import Ledger, is_ledger, ledger_of, links_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.errors import NotFoundError, TtasksError
 from ttasks.events.codec import iso
@@ -66,6 +66,17 @@ async def allowed_ledgers(datasette: Any, actor: Any) -> list[Ledger]:
         if ledger is not None and await may_see(datasette, actor, name):
             found.append(ledger)
     return found
+
+
+async def links_to_pages(datasette: Any, actor: Any, name: str) -> list[dict[str, str]]:
+    """Return the entries for Datasette's own menus that lead to the pages of a ledger; none where it is no ledger."""
+    if not is_ledger(datasette, name) or not await may_see(datasette, actor, name):
+        return []
+    links = links_of(datasette, name)
+    return [
+        {"href": links.home(), "label": "What ran in this ledger"},
+        {"href": links.search(), "label": "Search this ledger"},
+    ]
 
 
 async def asked_ledger(datasette: Any, request: Any) -> Ledger:
@@ -122,6 +133,8 @@ def shown(view: View) -> Callable[..., Awaitable[Any]]:
             page = await asyncio.to_thread(view.page, ledger, asked)
             if isinstance(page, Download):
                 return download.response(page, request.receive, HEADERS)
+            if page.location is not None:
+                return Response.redirect(page.location)
         except TtasksError as error:
             page = _refusal(error)
         return await rendered(datasette, request, page, ledger)
@@ -157,6 +170,7 @@ _PAGES: Final[dict[str, View]] = {
     "/task/(?P<id>[^/]+)": View(task.page, task.token),
     "/task/(?P<id>[^/]+)/attempt/(?P<attempt>[0-9]+)/output.txt": View(task.output),
     "/event/(?P<position>[0-9]+)": View(event.page),
+    "/search": View(search.page),
 }
 ROUTES: Final[list[tuple[str, Any]]] = [
     (r"^/-/ttasks/?$", every_ledger),

@@ -1,0 +1,253 @@
+"""Questions that are asked of many ledgers, as queries that come with each: to read, to filter, and as JSON or CSV."""
+
+# Nothing but texts of this file is put into these queries; what people give are parameters.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+_SINCE: Final = "coalesce(replace(nullif(trim(:since), ''), ' ', 'T'), replace(datetime('now', '-7 days'), ' ', 'T'))"
+"""From when on: the last 7 days, where nothing is said. Times sort as texts, and a day sorts before all its times."""
+_UNTIL: Final = "coalesce(replace(nullif(trim(:until), ''), ' ', 'T'), '9999') || 'z'"
+"""Until when, all of the day, hour or minute that is named. A ``z`` sorts after all that can follow in a time."""
+_ENDED: Final = "('succeeded', 'failed', 'cancelled', 'blocked')"
+_SECONDS: Final = "(julianday(runs.finished_at) - julianday(runs.started_at)) * 86400"
+
+
+def _like(parameter: str) -> str:
+    """Return a pattern for texts that hold what is given as `parameter`, whatever signs are in it."""
+    escaped = f"replace(replace(replace(trim(:{parameter}), '\\', '\\\\'), '%', '\\%'), '_', '\\_')"
+    return f"'%' || {escaped} || '%' ESCAPE '\\'"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question: its parameters are texts, and '' stands for one that was not given."""
+
+    title: str
+    description: str
+    sql: str
+    parameters: tuple[str, ...] = ()
+
+
+QUERIES: Final[dict[str, Query]] = {
+    "failures_since": Query(
+        "Failures since",
+        "Attempts that failed, newest first, at most 500. since: a day or a time, UTC, such as 2026-11-24 or"
+        " 2026-11-24 08:00; empty: the last 7 days.",
+        f"""
+SELECT attempts.finished_at, tasks.title, attempts.task_id, attempts.attempt, attempts.reason, attempts.returncode,
+  attempts.error, attempts.duration, attempts.graph_id, attempts.run, runners.user || '@' || runners.host AS who
+FROM attempts
+JOIN tasks ON tasks.id = attempts.task_id
+LEFT JOIN runners ON runners.position = attempts.runner
+WHERE attempts.status = 'failed' AND attempts.finished_at >= {_SINCE}
+ORDER BY attempts.finished_at DESC
+LIMIT 500""",
+        ("since",),
+    ),
+    "slowest_tasks": Query(
+        "Slowest tasks",
+        "The 100 longest attempts that ended. since: a day or a time, UTC; empty: the last 7 days. name: only tasks"
+        " whose name or title holds this; empty: all.",
+        f"""
+SELECT attempts.duration, tasks.title, tasks.name, attempts.task_id, attempts.attempt, attempts.status,
+  attempts.started_at, attempts.graph_id, attempts.run
+FROM attempts
+JOIN tasks ON tasks.id = attempts.task_id
+WHERE attempts.duration IS NOT NULL AND attempts.started_at >= {_SINCE}
+  AND (tasks.name LIKE {_like("name")} OR tasks.title LIKE {_like("name")})
+ORDER BY attempts.duration DESC
+LIMIT 100""",
+        ("since", "name"),
+    ),
+    "flakiest_tasks": Query(
+        "Flakiest tasks",
+        "Names of tasks of which some failed first and succeeded when they were tried again, the largest share first,"
+        " at most 100. Each task counts once, by the name that it has in its workflow. since: tasks that ended from"
+        " then on, UTC; empty: the last 7 days.",
+        f"""
+WITH failed_once AS MATERIALIZED (SELECT DISTINCT task_id FROM attempts WHERE status = 'failed'),
+ended AS MATERIALIZED (
+  SELECT name, attempts, result_finished_at, status = 'failed' AS is_failed,
+    status = 'succeeded' AND attempts > 1 AND id IN (SELECT task_id FROM failed_once) AS is_flaky
+  FROM tasks
+  WHERE attempts > 0 AND result_finished_at >= {_SINCE}
+)
+SELECT name, count(*) AS tasks, sum(attempts) AS attempts, sum(is_flaky) AS failed_then_succeeded,
+  round(100.0 * sum(is_flaky) / count(*), 1) AS percent_flaky, sum(is_failed) AS failed_for_good,
+  max(result_finished_at) AS last_at
+FROM ended
+GROUP BY name
+HAVING sum(is_flaky) > 0
+ORDER BY percent_flaky DESC, failed_then_succeeded DESC, name
+LIMIT 100""",
+        ("since",),
+    ),
+    "runs_per_day": Query(
+        "Runs per day",
+        "How many runs of graphs began on a day (UTC), by outcome, and how long they took. since: a day, UTC; empty:"
+        " the last 7 days. graph: only graphs whose title holds this; empty: all.",
+        f"""
+SELECT day, status AS outcome, count(*) AS runs, sum(seconds) AS total_seconds, avg(seconds) AS average_seconds,
+  avg(CASE WHEN place IN ((ended + 1) / 2, (ended + 2) / 2) THEN seconds END) AS median_seconds
+FROM (
+  SELECT substr(runs.started_at, 1, 10) AS day, runs.status, {_SECONDS} AS seconds,
+    row_number() OVER (
+      PARTITION BY substr(runs.started_at, 1, 10), runs.status ORDER BY {_SECONDS} NULLS LAST
+    ) AS place,
+    count(runs.finished_at) OVER (PARTITION BY substr(runs.started_at, 1, 10), runs.status) AS ended
+  FROM runs
+  JOIN graphs ON graphs.id = runs.graph_id
+  WHERE runs.started_at >= {_SINCE} AND graphs.title LIKE {_like("graph")}
+)
+GROUP BY day, status
+ORDER BY day DESC, outcome
+LIMIT 1000""",
+        ("since", "graph"),
+    ),
+    "what_ran_on_commit": Query(
+        "What ran on a commit",
+        "Attempts by processes whose folder was at a git commit, newest first, at most 500. commit: the commit or its"
+        " beginning; empty: any commit. with_changes: something differed from the commit.",
+        """
+SELECT attempts.started_at, tasks.title, attempts.task_id, attempts.attempt, attempts.status, attempts.duration,
+  attempts.graph_id, attempts.run, runners.git_commit, runners.git_branch, runners.git_dirty AS with_changes,
+  runners.user || '@' || runners.host AS who, attempts.runner
+FROM runners
+JOIN attempts ON attempts.runner = runners.position
+JOIN tasks ON tasks.id = attempts.task_id
+WHERE runners.git_commit IS NOT NULL
+  AND substr(runners.git_commit, 1, length(trim(:commit))) = lower(trim(:commit))
+ORDER BY attempts.position DESC
+LIMIT 500""",
+        ("commit",),
+    ),
+    "who_ran_what": Query(
+        "Who ran what",
+        "Every process that recorded something, newest first, at most 500: who, with which command, and how much."
+        " who: only where user@host holds this; empty: everybody. since: a day or a time, UTC; empty: the last 7 days.",
+        f"""
+SELECT runners.started_at, runners.user || '@' || runners.host AS who, runners.command, runners.cwd,
+  runners.git_commit, coalesce(tried.attempts, 0) AS attempts, coalesce(tried.failed, 0) AS failed_attempts,
+  coalesce(ran.runs, 0) AS runs, tried.last_at, runners.position AS runner
+FROM runners
+LEFT JOIN (
+  SELECT runner, count(*) AS attempts, sum(status = 'failed') AS failed, max(finished_at) AS last_at
+  FROM attempts GROUP BY runner
+) AS tried ON tried.runner = runners.position
+LEFT JOIN (SELECT runner, count(*) AS runs FROM runs GROUP BY runner) AS ran ON ran.runner = runners.position
+WHERE runners.started_at >= {_SINCE} AND runners.user || '@' || runners.host LIKE {_like("who")}
+ORDER BY runners.position DESC
+LIMIT 500""",
+        ("who", "since"),
+    ),
+    "interrupted_and_owed": Query(
+        "Interrupted and owed",
+        "Runs and tasks that are running or interrupted, and finally tasks that have not ended though their run has,"
+        " by what the rows say, at most 500 of each. Rows cannot know whether a process still lives: 'running' may be"
+        " one that was killed. The page 'What ran in this ledger' asks for that, and has the commands to go on with.",
+        f"""
+SELECT * FROM (
+  SELECT 'run' AS what, graphs.title, NULL AS task_id, runs.graph_id, runs.run, runs.status,
+    runs.started_at, runs.runner, runs.position
+  FROM runs JOIN graphs ON graphs.id = runs.graph_id
+  WHERE runs.status IN ('running', 'interrupted') AND runs.run = graphs.runs AND graphs.is_deleted = 0
+  ORDER BY runs.position DESC LIMIT 500
+)
+UNION ALL
+SELECT * FROM (
+  SELECT 'task', tasks.title, attempts.task_id, attempts.graph_id, attempts.run, tasks.status,
+    attempts.started_at, attempts.runner, attempts.position
+  FROM tasks JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempts
+  WHERE tasks.status IN ('running', 'interrupted') AND tasks.is_deleted = 0
+  ORDER BY attempts.position DESC LIMIT 500
+)
+UNION ALL
+SELECT * FROM (
+  SELECT 'owed finally task', tasks.title, tasks.id, runs.graph_id, runs.run, tasks.status,
+    runs.started_at, runs.runner, runs.position
+  FROM graphs
+  JOIN runs ON runs.graph_id = graphs.id AND runs.run = graphs.runs
+  JOIN graph_tasks ON graph_tasks.graph_id = graphs.id AND graph_tasks.is_finally = 1
+  JOIN tasks ON tasks.id = graph_tasks.task_id
+  WHERE runs.status <> 'running' AND tasks.status NOT IN {_ENDED} AND graphs.is_deleted = 0 AND tasks.is_deleted = 0
+  ORDER BY runs.position DESC LIMIT 500
+)""",
+    ),
+    "events_between": Query(
+        "Events between two times",
+        "What was recorded between two times, newest first, at most 1,000. since and until: a day or a time, UTC, such"
+        " as 2026-11-24 or 2026-11-24 08:00, and all of it; empty: from 7 days ago, until now. type: only events of"
+        " this type, such as TaskFailed; empty: all but what was printed.",
+        f"""
+SELECT position, recorded_at, type, stream, task_id, graph_id, runner, cause, data
+FROM events
+WHERE recorded_at >= {_SINCE} AND recorded_at <= {_UNTIL}
+  AND (type = trim(:type) OR trim(:type) = '' AND type <> 'TaskOutput')
+ORDER BY position DESC
+LIMIT 1000""",
+        ("since", "until", "type"),
+    ),
+    "search": Query(
+        "Search titles, commands and errors",
+        "Tasks and graphs, newest first, at most 100 of each, whose title, name, command or error holds a text; empty:"
+        " all. The page 'Search this ledger' also searches what was printed.",
+        f"""
+SELECT * FROM (
+  SELECT 'task' AS what, title, id AS task_id, NULL AS graph_id, status, created_at, name, payload, error
+  FROM tasks
+  WHERE is_deleted = 0 AND (
+    title LIKE {_like("q")} OR name LIKE {_like("q")} OR payload LIKE {_like("q")} OR error LIKE {_like("q")}
+  )
+  ORDER BY created_at DESC LIMIT 100
+)
+UNION ALL
+SELECT * FROM (
+  SELECT 'graph', title, NULL, id, status, created_at, NULL, source_path, NULL
+  FROM graphs WHERE is_deleted = 0 AND title LIKE {_like("q")}
+  ORDER BY created_at DESC LIMIT 100
+)""",
+        ("q",),
+    ),
+}
+"""The queries that come with every ledger, by name."""
+
+
+def canned(datasette: Any, database: str) -> dict[str, dict[str, Any]]:
+    """Return the queries as Datasette 0.65 wants them, but for those whose name its metadata has for another.
+
+    They are new ones each time: Datasette writes into them.
+    """
+    own = datasette.metadata("queries", database=database, fallback=False) or {}
+    return {
+        name: {
+            "sql": query.sql.strip(),
+            "title": query.title,
+            "description": query.description,
+            "params": list(query.parameters),
+            "hide_sql": True,
+        }
+        for name, query in QUERIES.items()
+        if name not in own
+    }
+
+
+async def add(datasette: Any, database: str) -> None:
+    """Add the queries to a ledger in Datasette 1.0, but for those whose name its configuration has for another."""
+    for name, query in QUERIES.items():
+        found = await datasette.get_query(database, name)
+        if found is not None and found.source != "plugin":
+            continue
+        await datasette.add_query(
+            database,
+            name,
+            query.sql.strip(),
+            title=query.title,
+            description=query.description,
+            parameters=query.parameters,
+            hide_sql=True,
+            is_trusted=True,
+        )

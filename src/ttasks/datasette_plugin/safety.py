@@ -1,0 +1,72 @@
+"""Ledgers are only read in Datasette, whoever asks, and whatever its configuration lets them do elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from ttasks.datasette_plugin.tables import TABLES
+from ttasks.log.migrate import APPLICATION_ID
+
+WRITES: Final = frozenset(
+    {
+        "insert-row",
+        "update-row",
+        "delete-row",
+        "create-table",
+        "alter-table",
+        "drop-table",
+        "create-view",
+        "drop-view",
+        "execute-write-sql",
+    }
+)
+"""What Datasette 1.0 calls what would change a file."""
+
+
+def is_ledger_of_any_version(database: Any) -> bool:
+    """True when one of Datasette's databases is a ledger, also one that only a newer ttasks can read."""
+    if not database.path:
+        return False
+    try:
+        with Path(database.path).open("rb") as file:
+            header = file.read(72)
+    except OSError:
+        return False
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+
+
+def protect(datasette: Any) -> None:
+    """Have Datasette 1.0 open ledgers for nothing but reading, also where it would write. 0.65 has no such mode."""
+    for database in datasette.databases.values():
+        # A file that is declared immutable (-i) is read without locks, and is not written to anyway.
+        if hasattr(database, "mode") and database.is_mutable and is_ledger_of_any_version(database):
+            database.mode = "ro"
+
+
+def refuse_writes(datasette: Any, database: str, connection: Any) -> None:
+    """Have a connection to a ledger refuse to write, as for a query that a configuration calls one that writes."""
+    found = datasette.databases.get(database)
+    if found is not None and is_ledger_of_any_version(found):
+        connection.execute("PRAGMA query_only = ON")
+
+
+def refused(datasette: Any, action: str) -> Any:
+    """Return what Datasette 1.0 is to refuse everybody: each action that writes, on each ledger and each table of it.
+
+    Datasette follows the rule of a table before that of its database, so that only naming the tables as well is sure.
+    """
+    if action not in WRITES:
+        return None
+    from datasette.permissions import PermissionSQL  # type: ignore[import-not-found,unused-ignore]
+
+    names = [name for name, database in datasette.databases.items() if is_ledger_of_any_version(database)]
+    if not names:
+        return None
+    refused_on = [[name, child] for name in names for child in (None, *TABLES)]
+    sql = (
+        "SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child,"
+        " 0 AS allow, 'ledgers are only read here' AS reason FROM json_each(:ttasks_refused)"
+    )
+    return PermissionSQL(sql=sql, params={"ttasks_refused": json.dumps(refused_on)})
