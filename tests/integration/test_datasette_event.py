@@ -121,14 +121,24 @@ def test_an_event_that_was_changed_does_not_match(ledger: Path) -> None:
     assert "matches what is stored here" in text_of(after.text)  # whose hash covers the hash before it, not its data
 
 
-@pytest.mark.parametrize("data", ['{"title":3}', "[]", "{", '{"chunks":1,"attempt":1}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"title":3}',
+        "[]",
+        "{",
+        '{"chunks":1,"attempt":1}',
+        '{"attempt":1,"chunks":[["stdout"]]}',
+        '{"attempt":1,"chunks":[["stdout","",5]]}',
+    ],
+)
 def test_an_event_that_cannot_be_read_is_shown_as_it_is_stored(ledger: Path, data: str) -> None:
     (printed, *_) = events(ledger, "TaskOutput")
     with lawless(ledger) as connection:
         connection.execute("UPDATE events SET data = ? WHERE position = ?", (data, printed.position))
     text = text_of(page(ledger, printed.position))
     assert f"event {printed.position} (TaskOutput) can't be read" in text
-    assert data in text
+    assert data.replace(" ", "") in text.replace(" ", "")
     assert "does NOT match" in text
 
 

@@ -14,7 +14,7 @@ import pytest
 from datasette.app import Datasette
 
 from browsed import HOSTILE, Browsed, a_live_run, make_browsed_ledger
-from ledgers import make_ledger
+from ledgers import make_ledger, tampering
 from processes import until
 from served import get, text_of
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutionError, TaskExecutor, TaskGraph, TaskType, TtasksError
@@ -211,6 +211,23 @@ def test_what_an_attempt_ran_is_shown_where_the_task_was_revised_since(ledger: P
         found.payload = "exit 5"
         store.tasks.save(found)
     assert "Attempt 1 ran exit 4" in text_of(page(ledger, f"task/{task.id}"))
+
+
+def test_how_a_task_by_itself_is_retried_is_shown(made: Path) -> None:
+    assert "Retried up to 2 attempts, 0.001 s apart" in text_of(page(made, f"task/{id_of(made, 'fails')}"))
+
+
+def test_an_event_whose_content_is_damaged_is_told_as_such(ledger: Path) -> None:
+    task = Task.bash("echo out; exit 1", title="damaged")
+    run(ledger, task)
+    with tampering(ledger) as connection:
+        connection.execute("UPDATE events SET data = json_set(data, '$.error', 3) WHERE type = 'TaskFailed'")
+    assert "TaskFailed what it says can't be read" in text_of(page(ledger, f"task/{task.id}"))
+    with tampering(ledger) as connection:
+        connection.execute("UPDATE events SET data = json_set(data, '$.chunks[0][2]', 3) WHERE type = 'TaskOutput'")
+    (answer,) = get(ledger, f"task/{task.id}")
+    assert answer.status_code == 500
+    assert re.search(r"event \d+ \(TaskOutput\) can't be read", text_of(answer.text))
 
 
 def test_much_output_is_shown_from_its_end_and_in_parts(ledger: Path) -> None:

@@ -6,13 +6,13 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ttasks.datasette_plugin.ledgers import Ledger, Links, within
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import lines_of
 from ttasks.datasette_plugin.telling import told
-from ttasks.datasette_plugin.terminal import Block
+from ttasks.datasette_plugin.terminal import Block, Line
 from ttasks.display import printable
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import from_iso
@@ -68,7 +68,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
     if row is None:
         raise NotFoundError(f"there is no event {position} in this ledger: its latest is {readers.head_position()}")
     _, stream, version, type_, type_version, recorded_at, runner, cause, data, hash_ = row
-    event, problem = _read(row)
+    event, lines, left_out, problem = _read(row)
     context: dict[str, Any] = {
         "position": position,
         "stream": stream,
@@ -85,6 +85,9 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         **_effects(readers, position),
         **_held(ledger.links, event, data),
         "problem": problem,
+        "printed": lines,
+        "has_errors": any(stream == "stderr" for stream, _ in lines or ()),
+        "left_out": left_out,
         "hash": hash_.hex(),
         "hash_before": before.hex() if before is not None else GENESIS.hex(),
         "has_before": before is not None,
@@ -102,12 +105,18 @@ def _stored(connection: sqlite3.Connection, position: int) -> tuple[tuple[Any, .
     return row, before[0] if before is not None else None
 
 
-def _read(row: tuple[Any, ...]) -> tuple[RecordedEvent | None, str]:
-    """Return the event, or why it can't be read."""
+Lines: TypeAlias = list[tuple[str, Line]]
+
+
+def _read(row: tuple[Any, ...]) -> tuple[RecordedEvent | None, Lines | None, int, str]:
+    """Return the event, the lines that it prints, how many characters come before those, and why it can't be read."""
     try:
-        return event_of(row), ""
+        event = event_of(row)
+        if not isinstance(event.fact, TaskOutput):
+            return event, None, 0, ""
+        return event, *lines_of(event, event.fact), ""
     except DamagedLedgerError as error:
-        return None, str(error)
+        return None, None, 0, str(error)
 
 
 def _about(readers: Readers, links: Links, stream: str, position: int) -> About:
@@ -175,9 +184,6 @@ def _held(links: Links, event: RecordedEvent | None, data: str) -> dict[str, Any
     held: dict[str, Any] = {
         "is_unknown": is_unknown,
         "is_ignorable": isinstance(fact, OpaqueEvent) and fact.is_ignorable,
-        "printed": None,
-        "has_errors": False,
-        "left_out": 0,
         "fields": [],
         "raw_open": fact is None or is_unknown,
         "raw": _raw(data, is_readable=fact is not None),
@@ -186,10 +192,7 @@ def _held(links: Links, event: RecordedEvent | None, data: str) -> dict[str, Any
         return held
     content = event.data
     if isinstance(event.fact, TaskOutput):
-        lines, held["left_out"] = lines_of(event, event.fact)
-        held["printed"] = lines
-        held["has_errors"] = any(stream == "stderr" for stream, _ in lines)
-        del content["chunks"]
+        del content["chunks"]  # which are drawn
     held["fields"] = [_field(links, event, content, name) for name in content]
     return held
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ttasks.datasette_plugin.terminal import LINE_CHARACTERS_MAX, Line, Terminal
+from ttasks.errors import DamagedLedgerError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskOutput
 from ttasks.log.query import EventFilter
@@ -218,9 +219,16 @@ class _Room:
 
 
 def pieces_of(event: RecordedEvent, fact: TaskOutput) -> list[Piece]:
-    """Return what one event holds, in order of arrival."""
+    """Return what one event holds, in order of arrival.
+
+    Raises:
+        DamagedLedgerError: its chunks are not what ttasks would have written.
+    """
     pieces, characters = list[Piece](), 0
-    for stream, _, text in fact.chunks:
+    for chunk in fact.chunks:
+        if len(chunk) != 3 or not all(isinstance(each, str) for each in chunk):
+            raise DamagedLedgerError(f"event {event.position} (TaskOutput) can't be read: it has a chunk that is none")
+        stream, _, text = chunk
         pieces.append(Piece(Point(event.position, characters), stream, text))
         characters += len(text)
     return pieces

@@ -234,7 +234,7 @@ def _memberships(readers: Readers, task_id: str) -> list[Membership]:
             near = (graph_id, task_id, NEIGHBOURS_MAX + 1)
             after = _named(connection.execute(waits_for, near))
             then = _named(connection.execute(waited_for, near))
-            retry = _policy(policy) if policy is not None else None
+            retry = _policy(json.loads(policy)) if policy is not None else None
             flags = (bool(is_finally), bool(is_required))
             found.append(Membership(graph_id, rows.from_text(title), runs, *flags, retry, after, then))
         return found
@@ -246,9 +246,8 @@ def _named(found: Any) -> list[Named]:
     return [Named(id_, rows.from_text(title), status) for id_, title, status in found]
 
 
-def _policy(stored: str) -> str:
+def _policy(policy: Mapping[str, Any]) -> str:
     """Return a retry policy as people say it."""
-    policy = json.loads(stored)
     text = f"up to {policy['max_attempts']} attempts, {policy['backoff']:g} s apart"
     if policy.get("factor", 1) != 1:
         text += f", each time {policy['factor']:g} times as long"
@@ -294,18 +293,22 @@ def _of_attempt(
         "progress": progress,
         "error": Block.of(error) if error else None,
         "error_length": length,
-        "other_payload": _payload(readers, task, attempt),
+        **_began_with(readers, task, attempt),
         "section": make(ledger, task, chosen) if make is not None and chosen is not None else None,
     }
 
 
-def _payload(readers: Readers, task: TaskState, attempt: AttemptState | None) -> Block | None:
-    """Return what the attempt ran, where the task was revised since."""
-    if attempt is None:
-        return None
-    began = next(readers.events(after=attempt.position - 1, limit=1), None)
-    payload = began.fact.payload if began is not None and isinstance(began.fact, TaskStarted) else None
-    return Block.of(payload) if payload is not None and payload != task.payload else None
+def _began_with(readers: Readers, task: TaskState, attempt: AttemptState | None) -> dict[str, Any]:
+    """Return what the attempt ran, where the task was revised since, and how it is retried."""
+    event = next(readers.events(after=attempt.position - 1, limit=1), None) if attempt is not None else None
+    fact = event.fact if event is not None else None
+    if not isinstance(fact, TaskStarted):
+        return {"other_payload": None, "retry": None}
+    is_other = fact.payload is not None and fact.payload != task.payload
+    return {
+        "other_payload": Block.of(fact.payload) if is_other and fact.payload is not None else None,
+        "retry": _policy(vars(fact.retry_policy)) if fact.retry_policy is not None else None,
+    }
 
 
 def _latest_report(readers: Readers, task_id: str, attempt: AttemptState | None) -> TaskProgressed | None:

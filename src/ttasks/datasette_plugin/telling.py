@@ -9,6 +9,7 @@ from ttasks import display
 from ttasks.events import facts as f
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact
+from ttasks.log.reading import UNREADABLE
 
 CHARACTERS_MAX: Final = 200
 
@@ -16,7 +17,10 @@ CHARACTERS_MAX: Final = 200
 def told(fact: Fact | OpaqueEvent) -> str:
     """Return what `fact` says in one line, harmless; empty where its type says it all."""
     tell = _TOLD.get(type(fact))
-    text = tell(fact) if tell is not None else ""
+    try:
+        text = tell(fact) if tell is not None else ""
+    except UNREADABLE:
+        return "what it says can't be read"  # what it holds is not what ttasks would have written
     return display.printable(text if len(text) <= CHARACTERS_MAX else text[:CHARACTERS_MAX] + "…")
 
 
