@@ -14,8 +14,8 @@ DATABASE: Final = (
 )
 
 TABLES: Final[dict[str, str]] = {
-    "events": "The log: everything that happened, in the order of position. Rows are only ever appended, and each one's hash covers"
-    " all rows before it. All other tables can be made again from this one.",
+    "events": "The log: everything that happened, in the order of position. Rows are only ever appended, and each one's"
+    " hash covers all rows before it. All other tables can be made again from this one.",
     "tasks": "Every task as it stands: what to do, how often it was tried, and how its latest attempt ended.",
     "attempts": "Every attempt to run a task, with how it ended and which process ran it.",
     "graphs": "Every graph of tasks, and where its latest run stands.",
