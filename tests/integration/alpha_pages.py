@@ -73,6 +73,14 @@ async def written(datasette: Any) -> dict[str, Any]:
     return {"writes": found, "elsewhere": allowed.status_code, "refused": refused}
 
 
+async def seen_in_part() -> dict[str, Any]:
+    """Ask for queries as somebody who may not see one of the tables."""
+    config = {"databases": {"ledger": {"tables": {"events": {"allow": False}}, "queries": {"search": "select 42"}}}}
+    datasette = Datasette([str(LEDGER)], config=config)
+    found = {name: (await datasette.client.get(f"/ledger/{name}.json")).status_code for name in QUERIES}
+    return {"seen_in_part": found, "listed_in_part": (await datasette.client.get("/ledger/-/queries")).text}
+
+
 async def main() -> dict[str, Any]:
     config = {"databases": {"ledger": {"tables": {"tasks": {"permissions": {"insert-row": True, "update-row": True}}}}}}
     datasette = Datasette([str(LEDGER), str(OTHER)], config=config)
@@ -88,6 +96,7 @@ async def main() -> dict[str, Any]:
         "pages": pages,
         "root_row": row.text,
         **await written(datasette),
+        **await seen_in_part(),
         "is_unchanged": digest(LEDGER) == before,
     }
 

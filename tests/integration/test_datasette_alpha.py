@@ -110,3 +110,9 @@ def test_not_even_root_can_write_to_a_ledger(answered: Answered) -> None:
     assert "readonly" in answered.said["refused"]
     assert answered.said["is_unchanged"]
     assert "Delete row" not in answered.said["root_row"]
+
+
+def test_queries_are_not_for_those_who_may_not_see_what_they_read(answered: Answered) -> None:
+    expected = dict.fromkeys(QUERIES, 403) | {"search": 200}
+    assert answered.said["seen_in_part"] == expected, "but for the configuration's own query of that name"
+    assert "Failures since" not in answered.said["listed_in_part"]

@@ -379,6 +379,15 @@ def test_the_search_goes_by_titles_commands_and_errors(browsed: Browsed) -> None
     assert titles("no_space left") == [], "a _ is only a _"
 
 
+def test_queries_are_not_for_those_who_may_not_see_what_they_read(browsed: Browsed) -> None:
+    partly = {"databases": {"ledger": {"tables": {"events": {"allow": False}}}}}
+    database, *found = answers(
+        [browsed.path], "/ledger", *(f"/ledger/{name}.json" for name in QUERIES), metadata=partly
+    )
+    assert "Failures since" not in database.text
+    assert {answer.status_code for answer in found} == {404}
+
+
 def test_a_query_of_the_configuration_goes_before_one_of_ours(browsed: Browsed) -> None:
     own = {"databases": {"ledger": {"queries": {"search": {"sql": "select 42 as theirs"}}}}}
     search, failures = answers(

@@ -7,7 +7,7 @@ from typing import Any
 from datasette import handle_exception, hookimpl
 
 from ttasks.datasette_plugin import cells, queries, routes, safety, tables
-from ttasks.datasette_plugin.ledgers import is_ledger, ledger_names
+from ttasks.datasette_plugin.ledgers import is_ledger, ledger_names, may_see
 
 # Where rich is installed, as it is beside ttasks, Datasette prints each 403 and 404 with all local variables, and
 # answers an address that it doesn't know with 500, because there is no exception to print.
@@ -90,9 +90,15 @@ def get_metadata(datasette: Any, database: str | None) -> dict[str, Any]:
 
 
 @hookimpl(optionalhook=True)
-def canned_queries(datasette: Any, database: str) -> dict[str, Any]:
-    """Add the queries to ledgers (Datasette 0.65)."""
-    return queries.canned(datasette, database) if is_ledger(datasette, database) else {}
+def canned_queries(datasette: Any, database: str, actor: Any) -> Any:
+    """Add the queries to ledgers, for those who may see all that they read (Datasette 0.65)."""
+
+    async def canned() -> dict[str, Any]:
+        if not is_ledger(datasette, database) or not await may_see(datasette, actor, database):
+            return {}
+        return queries.canned(datasette, database)
+
+    return canned
 
 
 @hookimpl
@@ -117,6 +123,6 @@ def prepare_connection(conn: Any, database: str, datasette: Any) -> None:
 
 
 @hookimpl(optionalhook=True)
-def permission_resources_sql(datasette: Any, action: str) -> Any:
-    """Refuse everybody to write to ledgers (Datasette 1.0)."""
-    return safety.refused(datasette, action)
+def permission_resources_sql(datasette: Any, actor: Any, action: str) -> Any:
+    """Refuse everybody to write to ledgers, and queries to those who may not see what they read (Datasette 1.0)."""
+    return safety.refused_queries(datasette, actor) if action == "view-query" else safety.refused(datasette, action)

@@ -179,7 +179,7 @@ SELECT * FROM (
     ),
     "events_between": Query(
         "Events between two times",
-        "What was recorded between two times, newest first, at most 1,000. since and until: a day or a time, UTC, such"
+        "What was recorded between two times, newest first, at most 500. since and until: a day or a time, UTC, such"
         " as 2026-11-24 or 2026-11-24 08:00, and all of it; empty: from 7 days ago, until now. type: only events of"
         " this type, such as TaskFailed; empty: all but what was printed.",
         f"""
@@ -188,7 +188,7 @@ FROM events
 WHERE recorded_at >= {_SINCE} AND recorded_at <= {_UNTIL}
   AND (type = trim(:type) OR trim(:type) = '' AND type <> 'TaskOutput')
 ORDER BY position DESC
-LIMIT 1000""",
+LIMIT 500""",
         ("since", "until", "type"),
     ),
     "search": Query(

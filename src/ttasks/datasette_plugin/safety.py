@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ttasks.datasette_plugin.ledgers import ledger_names, may_see
+from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import TABLES
 from ttasks.log.migrate import APPLICATION_ID
 
@@ -59,14 +62,30 @@ def refused(datasette: Any, action: str) -> Any:
     """
     if action not in WRITES:
         return None
+    names = [name for name, database in datasette.databases.items() if is_ledger_of_any_version(database)]
+    return _refusal([(name, child) for name in names for child in (None, *TABLES)], "ledgers are only read here")
+
+
+async def refused_queries(datasette: Any, actor: Any) -> Any:
+    """Return which queries Datasette 1.0 is to refuse `actor`: ours, of ledgers that they may not see all of.
+
+    Whoever may see a query may run it, whatever tables it reads.
+    """
+    refused_on: list[tuple[str, str | None]] = []
+    for name in ledger_names(datasette):
+        if not await may_see(datasette, actor, name):
+            own = ((datasette.config or {}).get("databases", {}).get(name) or {}).get("queries") or {}
+            refused_on += [(name, query) for query in QUERIES if query not in own]
+    return _refusal(refused_on, "this reads tables of a ledger that may not be seen")
+
+
+def _refusal(refused_on: Sequence[tuple[str, str | None]], why: str) -> Any:
+    if not refused_on:
+        return None
     from datasette.permissions import PermissionSQL  # type: ignore[import-not-found,unused-ignore]
 
-    names = [name for name, database in datasette.databases.items() if is_ledger_of_any_version(database)]
-    if not names:
-        return None
-    refused_on = [[name, child] for name in names for child in (None, *TABLES)]
     sql = (
         "SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child,"
-        " 0 AS allow, 'ledgers are only read here' AS reason FROM json_each(:ttasks_refused)"
+        " 0 AS allow, :ttasks_why AS reason FROM json_each(:ttasks_refused)"
     )
-    return PermissionSQL(sql=sql, params={"ttasks_refused": json.dumps(refused_on)})
+    return PermissionSQL(sql=sql, params={"ttasks_refused": json.dumps(refused_on), "ttasks_why": why})

@@ -104,7 +104,7 @@ class Printed:
 
 @dataclass
 class Found:
-    """What was found. `is_cut` says of what there was more, or what took too long to be searched to the end."""
+    """What was found. `titles` are those of tasks that printed; `notes` say what there is more of, or was left out."""
 
     tasks: list[Hit] = field(default_factory=list)
     graphs: list[Hit] = field(default_factory=list)
@@ -323,15 +323,14 @@ def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, TaskOut
     if wanted.until is not None:
         last = readers.position_at(wanted.until)
         before = last + 1 if last is not None else 0
-    if wanted.graph is None:
-        streams: list[tuple[str | None, int | None]] = [(None, None)]
-    else:
-        run = wanted.run if wanted.run is not None else next(
-            (each.run for each in readers.runs(wanted.graph, newest_first=True, limit=1)), None
-        )  # fmt: skip
+    streams: list[tuple[str | None, int | None]] = [(None, None)]
+    if wanted.graph is not None:
+        run = wanted.run
+        if run is None:
+            run = next((each.run for each in readers.runs(wanted.graph, newest_first=True, limit=1)), None)
         query = (
-            "SELECT attempts.task_id, attempt FROM graph_tasks JOIN attempts ON attempts.task_id = graph_tasks.task_id"
-            " WHERE graph_tasks.graph_id = ?1 AND attempts.graph_id = ?1 AND run = ?2 ORDER BY attempts.position"
+            "SELECT attempts.task_id, attempt FROM graph_tasks JOIN attempts USING (graph_id, task_id)"
+            " WHERE graph_id = ? AND run = ? ORDER BY attempts.position"
         )
         attempts = readers.ask(lambda connection: connection.execute(query, [wanted.graph, run]).fetchall())
         streams = [(f"task-{task_id}", attempt) for task_id, attempt in attempts]
