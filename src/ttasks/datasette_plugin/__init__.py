@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasette import handle_exception, hookimpl
+from datasette import hookimpl
 
 from ttasks.datasette_plugin import cells, queries, routes, safety, tables
 from ttasks.datasette_plugin.ledgers import is_ledger, ledger_names, may_see
-
-# Where rich is installed, as it is beside ttasks, Datasette prints each 403 and 404 with all local variables, and
-# answers an address that it doesn't know with 500, because there is no exception to print.
-handle_exception.rich = None
 
 
 @hookimpl
@@ -105,6 +101,7 @@ def canned_queries(datasette: Any, database: str, actor: Any) -> Any:
 def startup(datasette: Any) -> Any:
     """Keep ledgers from being written to, and describe them (Datasette 1.0)."""
     safety.protect(datasette)
+    safety.print_no_variables()
 
     async def describe() -> None:
         if not hasattr(datasette, "add_query"):

@@ -89,3 +89,14 @@ def _refusal(refused_on: Sequence[tuple[str, str | None]], why: str) -> Any:
         " 0 AS allow, :ttasks_why AS reason FROM json_each(:ttasks_refused)"
     )
     return PermissionSQL(sql=sql, params={"ttasks_refused": json.dumps(refused_on), "ttasks_why": why})
+
+
+def print_no_variables() -> None:
+    """Keep Datasette from printing each 403 and 404 with all local variables, as it does where rich is installed.
+
+    It is beside ttasks. An address that no route matches would even be answered with 500, because there is no exception
+    that could be printed.
+    """
+    from datasette import handle_exception  # whoever imports it earlier meets Datasette in the middle of its plugins
+
+    handle_exception.rich = None
