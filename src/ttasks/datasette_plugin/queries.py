@@ -116,13 +116,19 @@ LIMIT 1000""",
 SELECT attempts.started_at, tasks.title, attempts.task_id, attempts.attempt, attempts.status, attempts.duration,
   attempts.graph_id, attempts.run, runners.git_commit, runners.git_branch, runners.git_dirty AS with_changes,
   runners.user || '@' || runners.host AS who, attempts.runner
-FROM runners
-JOIN attempts ON attempts.runner = runners.position
+FROM (
+  SELECT task_id, attempt FROM attempts
+  WHERE runner IN (
+    SELECT position FROM runners
+    WHERE git_commit IS NOT NULL AND substr(git_commit, 1, length(trim(:commit))) = lower(trim(:commit))
+  )
+  ORDER BY position DESC
+  LIMIT 500
+)
+JOIN attempts USING (task_id, attempt)
 JOIN tasks ON tasks.id = attempts.task_id
-WHERE runners.git_commit IS NOT NULL
-  AND substr(runners.git_commit, 1, length(trim(:commit))) = lower(trim(:commit))
-ORDER BY attempts.position DESC
-LIMIT 500""",
+JOIN runners ON runners.position = attempts.runner
+ORDER BY attempts.position DESC""",
         ("commit",),
     ),
     "who_ran_what": Query(
