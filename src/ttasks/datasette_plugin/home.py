@@ -14,6 +14,8 @@ from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.events.codec import iso
 from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.log import checked
+from ttasks.log.checked import Checked
 from ttasks.log.projection import select
 from ttasks.log.reading import in_one_view
 from ttasks.model.interrupted import Interrupted, Owed
@@ -62,6 +64,15 @@ class Left:
     asking: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class LastCheck:
+    """What is noted of the last check. `holds`: the event that it ended with is still the one it was then."""
+
+    checked: Checked
+    holds: bool
+    since: int
+
+
 def page(ledger: Ledger, asked: Asked) -> Page:
     """Return the home of a ledger."""
     now = clock.now()
@@ -84,6 +95,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "failed_since": now - FAILED_WITHIN,
         "head": (position, hash_.hex()),
         "head_at": next((event.recorded_at for event in readers.events(after=position - 1, limit=1)), None),
+        "last_check": _last_check(ledger, position),
         "now": now,
         "commands": {"verify": _command(ledger, "verify"), "resume": _command(ledger, "resume")},
     }
@@ -93,9 +105,10 @@ def page(ledger: Ledger, asked: Asked) -> Page:
 def token(ledger: Ledger, _: Asked) -> str | None:
     """Return what changes when the home does. It is live as long as it is looked at: anybody may start a run."""
     position, _hash = ledger.readers.head()
+    noted = checked.read(ledger.path)
     left = Leftovers(ledger.readers)
     alive = [graph_id for graph_id in ledger.readers.open_graphs() if _is_alive(ledger, left, graph_id)]
-    return f"{position} {len(alive)}"
+    return f"{position} {len(alive)} {iso(noted.at) if noted is not None else 'never checked'}"
 
 
 def _is_alive(ledger: Ledger, left: Leftovers, graph_id: str) -> bool:
@@ -197,6 +210,15 @@ def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
     ids = list({id_ for id_ in graph_ids if id_ is not None})
     query = f"SELECT id, title FROM graphs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
     return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
+
+
+def _last_check(ledger: Ledger, position: int) -> LastCheck | None:
+    noted = checked.read(ledger.path)
+    if noted is None:
+        return None
+    query = "SELECT hash FROM events WHERE position = ?"
+    found = ledger.readers.ask(lambda connection: connection.execute(query, (noted.position,)).fetchone())
+    return LastCheck(noted, found is not None and found[0] == bytes.fromhex(noted.head), position - noted.position)
 
 
 def _command(ledger: Ledger, words: str) -> str:

@@ -53,6 +53,12 @@ def runner_path(path: Path, runner_id: str) -> Path:
     return real.with_name(f"{real.name}-runner-{runner_id}")
 
 
+def checked_path(path: Path) -> Path:
+    """Return the side file that says what the last `ttasks verify` of this ledger found."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}-verified")
+
+
 def schema_version(path: Path) -> int | None:
     """Return the schema version of the ledger at `path`; None where there is no file yet.
 
