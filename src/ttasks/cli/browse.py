@@ -87,7 +87,7 @@ def _config(app: App) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is, once it is there."""
+    """Says where it is, once it is there, and leaves signals to whoever has them."""
 
     def __init__(self, config: uvicorn.Config, url: str, *, opens: bool) -> None:
         super().__init__(config)
@@ -100,18 +100,20 @@ class _Server(uvicorn.Server):
         if self._opens and not await asyncio.to_thread(webbrowser.open, self._url):
             console(stderr=True).print("no browser could be opened: open the address above in one")
 
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        # uvicorn would also hear those that are ignored, and not SIGHUP.
+        return contextlib.nullcontext()
+
 
 @contextlib.contextmanager
 def _stopping(server: uvicorn.Server) -> Iterator[list[int]]:
-    """Let signals end the server, in an orderly way; lend the list of those that came.
-
-    uvicorn hears SIGINT and SIGTERM only while it serves; it raises them again at its end, for whoever had them before.
-    """
+    """Let signals end the server, in an orderly way, a second one at once; lend the list of those that came."""
     heard: list[int] = []
 
     def hear(number: int, _: FrameType | None) -> None:
-        heard.append(number)
+        server.force_exit = server.should_exit
         server.should_exit = True
+        heard.append(number)
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in wanted}
