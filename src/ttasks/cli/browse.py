@@ -26,8 +26,9 @@ HOST: Final = "127.0.0.1"
 PORT: Final = 8001
 END_WITHIN_S: Final = 2
 """How long requests that are being answered may hold up the end."""
-SETTINGS: Final = {"default_cache_ttl": 0}
-"""What a browser keeps is out of date: a ledger grows while it is looked at."""
+SETTINGS: Final = {"default_cache_ttl": 0, "suggest_facets": False}
+"""What a browser keeps is out of date: a ledger grows while it is looked at. To suggest facets, Datasette tries every
+column of a table, which takes seconds for 100,000 tasks; those that somebody asks for are shown all the same."""
 _HERE: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -43,12 +44,22 @@ def browse(paths: Sequence[Path], port: int, *, opens: bool) -> int:
     for path in paths:
         Readers.open(path).close()
     with _listener(port) as listener:
-        datasette = Datasette([str(path) for path in dict.fromkeys(paths)], settings=dict(SETTINGS))
+        datasette = datasette_of(paths)
         url = f"http://{HOST}:{listener.getsockname()[1]}{_home(datasette)}"
         server = _Server(_config(only_here(datasette.app())), url, opens=opens)
         with _stopping(server) as heard:
             asyncio.run(server.serve(sockets=[listener]))
     return 128 + heard[0]
+
+
+def datasette_of(paths: Sequence[Path]) -> Datasette:
+    """Return what shows these ledgers."""
+    from datasette import handle_exception  # at the top it would come before the plugins that it is one of
+
+    # Where Datasette finds rich, which ttasks needs for other things, it prints every exception with all local
+    # variables, that of each wrong address too, and fails at an address that no page has: nothing was raised there.
+    handle_exception.rich = None
+    return Datasette([str(path) for path in dict.fromkeys(paths)], settings=dict(SETTINGS))
 
 
 def _listener(port: int) -> socket.socket:
