@@ -1,4 +1,4 @@
-"""The benchmark is run in tiny sizes, so that it works when somebody wants to know; what it says is not judged."""
+"""The benchmarks are run in tiny sizes, so that they work when somebody wants to know; what they say is not judged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("bench_main_job.py")
+PAGES_SCRIPT = Path(__file__).with_name("bench_browse.py")
 NAMES = (
     "tasks in a row",
     "tasks on 8 threads",
@@ -37,3 +38,20 @@ def test_the_benchmark_prints_every_line_with_its_ratio_its_reference_and_its_ai
         assert RATIO.fullmatch(ratio)
         assert figure.strip()
         assert AIM.fullmatch(aim)
+
+
+def test_the_benchmark_of_the_pages_prints_each_alone_and_beside_a_writer() -> None:
+    done = subprocess.run(
+        [sys.executable, str(PAGES_SCRIPT), "--quick", "--writer"], capture_output=True, text=True, timeout=250
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    made, *table, asked = done.stdout.splitlines()
+    assert re.fullmatch(r"1,\d{3} events, 300 tasks, 1 MB, made in [\d.]+ s", made)
+    assert re.fullmatch(r"\d+ pages were asked for meanwhile", asked)
+    lines = {name.strip(): rest for name, *rest in (line.split(" | ") for line in table)}
+    assert {"home", "home, what changes", "table of events", "a writer while pages are", "… home"} <= set(lines)
+    for name, rest in lines.items():
+        if rest != ["not there"]:
+            ratio, figure, aim = rest
+            assert RATIO.fullmatch(ratio), name
+            assert figure.strip() and AIM.fullmatch(aim), name

@@ -36,6 +36,13 @@ def test_running_a_bash_task_into_an_existing_ledger_loads_nothing_heavy(tmp_pat
     assert loaded_by(program, str(tmp_path / "ledger.db")) == set()
 
 
+def test_the_command_loads_datasette_only_to_browse() -> None:
+    assert (
+        loaded_by("import ttasks.cli.app, ttasks.cli.check, ttasks.cli.look, ttasks.cli.run") & {"datasette"} == set()
+    )
+    assert "datasette" in loaded_by("import ttasks.cli.browse")
+
+
 def test_rooms_import_only_what_the_design_lets_them() -> None:
     program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

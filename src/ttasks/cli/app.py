@@ -266,3 +266,24 @@ def rebuild(ledger: Path | None) -> None:
     from ttasks.cli import check
 
     check.rebuild_ledger(ledger_path(ledger))
+
+
+@command.command()
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[PATH]...")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8001,
+    show_default=True,
+    metavar="N",
+    help="Where to listen; 0: the system chooses.",
+)
+@click.option("--open", "opens", is_flag=True, help="Open it in a browser.")
+@ledger_option
+@says_errors
+def browse(more: tuple[Path, ...], port: int, opens: bool, ledger: Path | None) -> None:
+    """Show the ledger, or those at PATH, in a browser until Ctrl-C: on this machine only, and only to read."""
+    from ttasks.cli import browse as browsing
+
+    given = [ledger] if ledger is not None else []
+    sys.exit(browsing.browse([*given, *more] or [ledger_path(None)], port, opens=opens))

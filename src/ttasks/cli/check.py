@@ -6,15 +6,16 @@ from pathlib import Path
 
 from ttasks.cli.text import console
 from ttasks.display import count, printable
-from ttasks.log import verify
+from ttasks.log import checked, verify
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers
 
 
 def verify_ledger(path: Path, head: str | None) -> int:
-    """Print what `verify` finds; return the exit code: 0 when the ledger is clean."""
+    """Print what `verify` finds, and note it beside the ledger; return the exit code: 0 when the ledger is clean."""
     out = console()
     report = verify.verify(Readers.open(path), head=head)
+    checked.write(path, checked.checked_now(report))  # where it can't be written, there is just no note
     for problem in report.problems:
         out.print(printable(str(problem)), style="red")
     if report.is_clean:

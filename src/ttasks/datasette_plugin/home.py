@@ -13,6 +13,8 @@ from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.events.codec import iso
 from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.log import checked
+from ttasks.log.checked import Checked
 from ttasks.log.projection import select
 from ttasks.log.reading import in_one_view
 from ttasks.model.interrupted import Interrupted, Owed
@@ -26,8 +28,6 @@ LATEST_RUNS: Final = 20
 LATEST_TASKS: Final = 10
 LATEST_FAILURES: Final = 20
 FAILED_WITHIN: Final = timedelta(days=1)
-
-_FAILED: Final = "status = 'failed' AND is_deleted = 0 AND result_finished_at >= ?"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,15 @@ class Left:
     asking: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class LastCheck:
+    """What is noted of the last check. `holds`: the event that it ended with is still the one it was then."""
+
+    checked: Checked
+    holds: bool
+    since: int
+
+
 def page(ledger: Ledger, asked: Asked) -> Page:
     """Return the home of a ledger."""
     now = clock.now()
@@ -70,11 +79,12 @@ def page(ledger: Ledger, asked: Asked) -> Page:
     runs = _latest_runs(ledger, left)
     failures, failed = _failures(ledger, now - FAILED_WITHIN)
     interrupted = left.interrupted()
+    running_tasks, latest_tasks = _by_themselves(ledger, left)
     context: dict[str, Any] = {
         "runs": runs,
         "running": _running(ledger, left, runs),
-        "running_tasks": _running_tasks(ledger, left),
-        "tasks": _latest_tasks(ledger, left),
+        "running_tasks": running_tasks,
+        "tasks": latest_tasks,
         "interrupted": [_left(ledger, work) for work in interrupted],
         "owed": _owed(ledger, left.owed(), interrupted),
         "failures": failures,
@@ -83,6 +93,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "failed_since": now - FAILED_WITHIN,
         "head": (position, hash_.hex()),
         "head_at": next((event.recorded_at for event in readers.events(after=position - 1, limit=1)), None),
+        "last_check": _last_check(ledger, position),
         "now": now,
         "commands": {"verify": ledger.command("verify"), "resume": ledger.command("resume")},
     }
@@ -92,9 +103,10 @@ def page(ledger: Ledger, asked: Asked) -> Page:
 def token(ledger: Ledger, _: Asked) -> str | None:
     """Return what changes when the home does. It is live as long as it is looked at: anybody may start a run."""
     position, _hash = ledger.readers.head()
+    noted = checked.read(ledger.path)
     left = Leftovers(ledger.readers)
     alive = [graph_id for graph_id in ledger.readers.open_graphs() if _is_alive(ledger, left, graph_id)]
-    return f"{position} {len(alive)}"
+    return f"{position} {len(alive)} {iso(noted.at) if noted is not None else 'never checked'}"
 
 
 def _is_alive(ledger: Ledger, left: Leftovers, graph_id: str) -> bool:
@@ -148,54 +160,69 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
     return told
 
 
-def _attempts(ledger: Ledger, left: Leftovers, where: str, *parameters: Any) -> list[LatestAttempt]:
-    query = select("attempts", where)
-    found = ledger.readers.ask(lambda connection: connection.execute(query, parameters).fetchall())
+def _by_themselves(ledger: Ledger, left: Leftovers) -> tuple[list[LatestAttempt], list[LatestAttempt]]:
+    """Return, of tasks outside of graphs, the attempts that go on, and the latest, both latest first.
+
+    Every attempt has to be looked at, but once, and few of them sorted: ids made later sort later, so that the tasks
+    made last tell from which position on the latest attempts are.
+    """
+    last_made = "SELECT position FROM attempts WHERE graph_id IS NULL ORDER BY task_id DESC, attempt DESC LIMIT ?"
+    of_them = (
+        "SELECT task_id, attempt, status FROM attempts WHERE graph_id IS NULL AND (status = 'running' OR position >= ?)"
+        " ORDER BY position DESC"
+    )
+
+    def question(connection: sqlite3.Connection) -> list[tuple[str, int, str]]:
+        positions = [position for (position,) in connection.execute(last_made, [LATEST_TASKS])]
+        return connection.execute(of_them, [min(positions, default=0)]).fetchall()
+
+    found = ledger.readers.ask(in_one_view(question))
+    claimed = [each for each in found if each[2] == "running"]
+    going_on = [each for each in _attempts(ledger, left, claimed[:LATEST_RUNS]) if each.status is TaskStatus.RUNNING]
+    return going_on, _attempts(ledger, left, found[:LATEST_TASKS])
+
+
+def _attempts(ledger: Ledger, left: Leftovers, wanted: Sequence[tuple[str, int, str]]) -> list[LatestAttempt]:
     told = []
-    for attempt in map(rows.attempt_state, found):
-        task = ledger.readers.task(attempt.task_id)
-        if task is not None and not task.is_deleted:
+    for task_id, number, _ in wanted:
+        task = ledger.readers.task(task_id)
+        attempt = next((each for each in ledger.readers.attempts(task_id) if each.attempt == number), None)
+        if task is not None and attempt is not None and not task.is_deleted:
             is_latest = attempt.attempt == task.attempts
             status = left.task_status(task)[0] if is_latest else attempt.status
             told.append(LatestAttempt(attempt, task, status, ledger.readers.runner(attempt.runner)))
     return told
 
 
-def _latest_tasks(ledger: Ledger, left: Leftovers) -> list[LatestAttempt]:
-    """Return the latest attempts of tasks that ran by themselves."""
-    return _attempts(ledger, left, "WHERE graph_id IS NULL ORDER BY position DESC LIMIT ?", LATEST_TASKS)
-
-
-def _running_tasks(ledger: Ledger, left: Leftovers) -> list[LatestAttempt]:
-    """Return what runs by itself, outside of a graph."""
-    where = "WHERE graph_id IS NULL AND status = 'running' ORDER BY position DESC LIMIT ?"
-    found = _attempts(ledger, left, where, LATEST_RUNS)
-    return [each for each in found if each.status is TaskStatus.RUNNING]
-
-
 def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int]:
     """Return the tasks that failed last since then, with the attempt they ended with, and how many there are."""
-
-    def question(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
-        found = connection.execute(
-            select("tasks", f"WHERE {_FAILED} ORDER BY result_finished_at DESC LIMIT ?"), [iso(since), LATEST_FAILURES]
-        ).fetchall()
-        (number,) = connection.execute(f"SELECT count(*) FROM tasks WHERE {_FAILED}", [iso(since)]).fetchone()  # noqa: S608
-        return number, found
-
-    number, found = ledger.readers.ask(in_one_view(question))
+    query = (
+        "SELECT id, count(*) OVER () FROM tasks WHERE status = 'failed' AND is_deleted = 0 AND result_finished_at >= ?"
+        " ORDER BY result_finished_at DESC LIMIT ?"
+    )
+    parameters = [iso(since), LATEST_FAILURES]
+    found = ledger.readers.ask(lambda connection: connection.execute(query, parameters).fetchall())
     told = []
-    for task in map(rows.task_state, found):
-        attempts = ledger.readers.attempts(task.id)
-        if attempts:
+    for task_id, _ in found:
+        task, attempts = ledger.readers.task(task_id), ledger.readers.attempts(task_id)
+        if task is not None and attempts:
             told.append(LatestAttempt(attempts[-1], task, task.status, ledger.readers.runner(attempts[-1].runner)))
-    return told, number
+    return told, found[0][1] if found else 0
 
 
 def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
     ids = list({id_ for id_ in graph_ids if id_ is not None})
     query = f"SELECT id, title FROM graphs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
     return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
+
+
+def _last_check(ledger: Ledger, position: int) -> LastCheck | None:
+    noted = checked.read(ledger.path)
+    if noted is None:
+        return None
+    query = "SELECT hash FROM events WHERE position = ?"
+    found = ledger.readers.ask(lambda connection: connection.execute(query, (noted.position,)).fetchone())
+    return LastCheck(noted, found is not None and found[0] == bytes.fromhex(noted.head), position - noted.position)
 
 
 def _left(ledger: Ledger, work: Interrupted) -> Left:

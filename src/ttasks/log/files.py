@@ -17,6 +17,7 @@ from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
 
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
+HEADER_BYTES: Final = 100
 
 _MAY_PASS: Final = frozenset(
     {
@@ -53,6 +54,12 @@ def runner_path(path: Path, runner_id: str) -> Path:
     return real.with_name(f"{real.name}-runner-{runner_id}")
 
 
+def checked_path(path: Path) -> Path:
+    """Return the side file that says what the last `ttasks verify` of this ledger found."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}-verified")
+
+
 def schema_version(path: Path) -> int | None:
     """Return the schema version of the ledger at `path`; None where there is no file yet.
 
@@ -63,21 +70,10 @@ def schema_version(path: Path) -> int | None:
         NotALedgerError: the file is something else, or a ledger of a newer ttasks.
         LedgerUnwritableError: it can't be read.
     """
-    try:
-        with path.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
+    found = _identity(path)
+    if found is None:
         return None
-    except IsADirectoryError:
-        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched") from None
-    except OSError as error:
-        raise LedgerUnwritableError(f"the ledger {path} can't be read: {error.strerror}") from error
-    if not header:
-        return None
-    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise NotALedgerError(f"{path} is not a ledger (it has no schema_version of one); it was left untouched")
-    (version,) = struct.unpack(">I", header[60:64])
-    (application_id,) = struct.unpack(">I", header[68:72])
+    application_id, version = found
     if application_id != APPLICATION_ID:
         raise NotALedgerError(
             f"{path} is a SQLite database, but not a ledger (it has no schema_version of one); it was left untouched"
@@ -86,6 +82,43 @@ def schema_version(path: Path) -> int | None:
     if version > SCHEMA_VERSION:
         raise another_version(path, version)
     return int(version)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return the application id and the schema version in the header of a SQLite file; None where there is none yet.
+
+    SQLite reads them, because the file must not be opened and closed around it: closing any descriptor of a file gives
+    up the locks that this process has on it (fcntl(2)), also those by which SQLite keeps other processes from taking
+    themselves for the last one, and the WAL away from whoever writes or reads here (sqlite.org/howtocorrupt.html §2.2).
+    Only a file that SQLite does not take for its own, so that it has no locks on it, is read to see what it is.
+    """
+    try:
+        if path.stat().st_size >= HEADER_BYTES:
+            with contextlib.closing(_connect(_address(path) + "?immutable=1")) as connection:
+                (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+                return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
+    except (OSError, *SQLITE_ERRORS):
+        return _identity_of_another(path)
+    return _identity_of_another(path)
+
+
+def _identity_of_another(path: Path) -> tuple[int, int] | None:
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched") from None
+    except OSError as error:
+        raise LedgerUnwritableError(f"the ledger {path} can't be read: {error.strerror}") from error
+    if not header:
+        return None
+    if len(header) < HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
+        raise NotALedgerError(f"{path} is not a ledger (it has no schema_version of one); it was left untouched")
+    (version,) = struct.unpack(">I", header[60:64])
+    (application_id,) = struct.unpack(">I", header[68:72])
+    return application_id, version
 
 
 def _version_in_wal(path: Path) -> int:

@@ -1,0 +1,117 @@
+"""What is looked at in a browser: a served sample of everything, the kinds of pages that show it, and Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from browsed import Browsed, make_browsed_ledger
+from ttasks import SQLiteStore, Task, TaskExecutor
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+TTASKS: Final = [sys.executable, "-c", "from ttasks.cli import main; main()"]
+CHROMIUM: Final = "/usr/bin/chromium"
+FLAGS: Final = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESKTOP: Final = (1300, 900)
+PHONE: Final = (390, 844)
+PATIENCE_S: Final = 30
+ROOT: Final = "/-/ttasks"
+LEDGER: Final = f"{ROOT}/ledger"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of own page: what it is called, which addresses are such pages, and the address of one of them."""
+
+    name: str
+    addresses: re.Pattern[str]
+    address: Callable[[Browsed], str]
+
+
+PAGES: Final = (
+    Kind("ledgers", re.compile(ROOT), lambda _: ROOT),
+    Kind("home", re.compile(LEDGER), lambda _: LEDGER),
+)
+"""The kinds of pages that are looked at."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of a ledger, at `url` (without a path)."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+
+@contextlib.contextmanager
+def served(*ledgers: Path) -> Iterator[Served]:
+    """Serve ledgers on a port that the system chooses, by ``ttasks browse`` in a process of its own."""
+    words = [*TTASKS, "browse", "--port", "0", *map(str, ledgers)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    try:
+        yield Served(process, _first_line(process).split("/-/")[0])
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    assert process.stdout is not None
+    threading.Thread(target=lambda read: lines.put(read()), args=[process.stdout.readline], daemon=True).start()
+    line = lines.get(timeout=PATIENCE_S)
+    assert line.startswith("http://127.0.0.1:"), f"it printed {line!r}"
+    return line
+
+
+def make_ledgers(folder: Path) -> tuple[Browsed, Path]:
+    """Make the sample ledger, and a small one beside it, so that there are several to choose from."""
+    sample, other = make_browsed_ledger(folder / "ledger.db"), folder / "other.db"
+    with SQLiteStore(other) as store, TaskExecutor(store) as executor:
+        executor.execute(Task.bash("echo by itself", title="by itself"))
+    return sample, other
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the system's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def what_is_missing() -> str | None:
+    """Return why no browser can be driven here; None: one can."""
+    if shutil.which(CHROMIUM) is None:
+        return f"there is no {CHROMIUM} (apt-get install chromium)"
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "there is no playwright (pip install playwright)"
+    return None
