@@ -61,6 +61,7 @@ class Browsed:
     hostile: str
     solo: str
     hostile_task: str
+    colours: str
 
 
 def make_browsed_ledger(path: Path, *, wide: int = 300) -> Browsed:
@@ -112,10 +113,11 @@ def make_browsed_ledger(path: Path, *, wide: int = 300) -> Browsed:
 
         solo = Task.bash("echo by itself", title="by itself")
         executor.execute(solo)
+        colours = Task.bash(f"{_PRINTS_COLOURS}; exit 7", title="colours")
         with contextlib.suppress(TaskExecutionError):
-            executor.execute(Task.bash(f"{_PRINTS_COLOURS}; exit 7", title="colours"))
+            executor.execute(colours)
         (hostile_task,) = hostile
-        ids = Browsed(path, ok.id, failed.id, retried.id, "", many.id, hostile.id, solo.id, hostile_task.id)
+        ids = Browsed(path, ok.id, failed.id, retried.id, "", many.id, hostile.id, solo.id, hostile_task.id, colours.id)
     return Browsed(**{**ids.__dict__, "interrupted": _interrupt(path)})
 
 

@@ -42,9 +42,18 @@ class Kind:
     address: Callable[[Browsed], str]
 
 
+NEVER: Final = "(?!)"
+"""What no address is: pages of a kind that is there already."""
+
 PAGES: Final = (
     Kind("ledgers", re.compile(ROOT), lambda _: ROOT),
     Kind("home", re.compile(LEDGER), lambda _: LEDGER),
+    Kind("run", re.compile(f"{LEDGER}/graph/[^/]+(/run/[0-9]+)?"), lambda made: f"{LEDGER}/graph/{made.failed}"),
+    Kind("wide", re.compile(f"{LEDGER}/graph/{NEVER}"), lambda made: f"{LEDGER}/graph/{made.wide}"),
+    Kind("task", re.compile(f"{LEDGER}/task/[^/]+"), lambda made: f"{LEDGER}/task/{made.colours}"),
+    Kind("hostile", re.compile(f"{LEDGER}/task/{NEVER}"), lambda made: f"{LEDGER}/task/{made.hostile_task}"),
+    Kind("event", re.compile(f"{LEDGER}/event/[0-9]+"), lambda _: f"{LEDGER}/event/30"),
+    Kind("search", re.compile(f"{LEDGER}/search"), lambda _: f"{LEDGER}/search?q=no+space"),
 )
 """The kinds of pages that are looked at."""
 
