@@ -27,7 +27,9 @@ EVERY_KIND = pytest.mark.parametrize("kind", PAGES, ids=[kind.name for kind in P
 
 def own_links(watched: Watched) -> list[str]:
     """Return the addresses of pages of known kinds that a page leads to."""
-    found = watched.page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+    found = watched.page.eval_on_selector_all(
+        "a[href]", "links => links.map(link => new URL(link.getAttribute('href'), location).href)"
+    )
     paths = [f"{url.path}?{url.query}".rstrip("?") for url in map(urlsplit, found)]
     return [path for path in paths if any(kind.addresses.fullmatch(path.split("?")[0]) for kind in PAGES)]
 
