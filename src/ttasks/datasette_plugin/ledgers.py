@@ -82,7 +82,7 @@ def ledger_path_of(database: Any) -> Path | None:
         return None
     path = Path(database.path)
     try:
-        return path if files.schema_version(path) is not None else None
+        return path.absolute() if files.schema_version(path) is not None else None
     except (TtasksError, OSError):
         return None
 
