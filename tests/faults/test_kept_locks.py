@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,6 +60,44 @@ def test_what_a_writer_records_is_kept_though_its_own_process_looked_and_others_
         assert [task.title for task in store.tasks.values()].count("of another process") == 2
         assert len(store.tasks) == 5
         assert verify(store._readers).problems == []
+
+
+def test_what_is_recorded_in_a_copy_with_its_wal_is_kept_though_a_reader_was_there_first(tmp_path: Path) -> None:
+    original, path = tmp_path / "original.db", tmp_path / "ledger.db"
+    with SQLiteStore(original) as store, TaskExecutor(store) as executor:
+        executor.execute(Task.bash("true", title="mine"))
+        for end in ("", "-wal"):
+            shutil.copy(f"{original}{end}", f"{path}{end}")
+    readers = Readers.open(path)
+    assert readers.count("tasks") == 1
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        executor.execute(Task.bash("true", title="mine"))
+        wal = (tmp_path / "ledger.db-wal").stat().st_ino
+        assert readers.count("tasks") == 2  # the connection from before can't be used any more
+        another_process_writes(path)
+        assert (tmp_path / "ledger.db-wal").stat().st_ino == wal
+        executor.execute(Task.bash("true", title="mine"))
+    assert readers.count("tasks") == 4
+    readers.close()
+    with SQLiteStore(path, read_only=True) as store:
+        assert len(store.tasks) == 4
+        assert verify(store._readers).problems == []
+
+
+def test_connections_that_were_kept_are_closed_when_nobody_has_the_ledger_open_any_more(tmp_path: Path) -> None:
+    original, path = tmp_path / "original.db", tmp_path / "ledger.db"
+    with SQLiteStore(original):
+        for end in ("", "-wal"):
+            shutil.copy(f"{original}{end}", f"{path}{end}")
+    first, second = (files.open_reader(path)[0] for _ in range(2))
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        executor.execute(Task.bash("true", title="mine"))
+        first.close()
+        assert first.execute("SELECT 1").fetchone() == (1,)
+    second.close()
+    for connection in (first, second):
+        with pytest.raises(sqlite3.ProgrammingError):
+            connection.execute("SELECT 1")
 
 
 def test_a_reader_sees_what_comes_later_though_its_own_process_looked_again(tmp_path: Path) -> None:

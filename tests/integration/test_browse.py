@@ -211,6 +211,15 @@ def test_what_another_process_writes_meanwhile_is_seen_at_once(ttasks: Command, 
     assert ttasks("verify").returncode == 0
 
 
+def test_writers_that_come_and_go_are_seen_in_the_tables_as_on_the_home(ttasks: Command, served: Browsed) -> None:
+    for number in (2, 3, 4):
+        assert served.get(served.home)[0] == 200
+        ttasks("run", "good.yaml")
+        status, text = served.get("/ledger/runs.json?_shape=array&_size=max")
+        assert (status, len(json.loads(text))) == (200, number)
+        assert served.get(served.home)[1].count(">good</a>") == number
+
+
 def test_open_opens_the_address_in_a_browser(ttasks: Command) -> None:
     ttasks("run", "good.yaml")
     browser = ttasks.write("browser", '#!/bin/sh\necho "$1" > opened.part && mv opened.part opened\n')

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import quote
 
 from ttasks.errors import LedgerUnwritableError, NotALedgerError
@@ -128,7 +128,8 @@ def _version_in_wal(path: Path) -> int:
         return 0
     address, *first = _beside_wal(path, now)
     try:
-        with contextlib.closing(_connect(address, timeout=1)) as connection:
+        opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
+        with contextlib.closing(opened) as connection:
             return _read_version(connection, first)
     except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
         return 0
@@ -249,7 +250,9 @@ def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
             return _connect_reader(path, _address(path) + "?mode=ro"), None
     if before.wal is None or before.wal[1] == 0:
         return _connect_reader(path, _address(path) + "?immutable=1"), before
-    return _connect_reader(path, *_beside_wal(path, replace(before, has_shm=False))), before
+    # Where there is a -shm that can't be opened here, nobody in this process can have the ledger open as usual.
+    beside = _beside_wal(path, replace(before, has_shm=False))
+    return _connect_reader(path, *beside, is_lockless=not before.has_shm), before
 
 
 def _address(path: Path) -> str:
@@ -265,8 +268,33 @@ def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
     return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
+class _Lockless(sqlite3.Connection):
+    """A connection to a file that nobody had open: it knows of no locks, also not of those that its closing gives up.
+
+    See `_identity`. It is kept open as long as somebody, maybe in this process, has the ledger open as usual by now.
+    """
+
+    shm: Path
+    kept: ClassVar[list[_Lockless]] = []
+
+    def close(self) -> None:
+        _Lockless.kept.append(self)
+        for each in [each for each in _Lockless.kept if not each.shm.exists()]:
+            with contextlib.suppress(ValueError):  # another thread is just closing it
+                _Lockless.kept.remove(each)
+                sqlite3.Connection.close(each)
+
+
 def _connect(address: str, *, timeout: float = 30) -> sqlite3.Connection:
     return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+
+
+def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=_Lockless
+    )
+    connection.shm = path.with_name(path.name + "-shm")
+    return connection
 
 
 def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
@@ -277,8 +305,8 @@ def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
     return int(version)
 
 
-def _connect_reader(path: Path, address: str, *first: str) -> sqlite3.Connection:
-    connection = _connect(address)
+def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> sqlite3.Connection:
+    connection = _connect_lockless(path, address) if is_lockless else _connect(address)
     try:
         connection.execute("PRAGMA query_only = 1")
         version = _read_version(connection, first)
