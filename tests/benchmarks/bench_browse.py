@@ -296,13 +296,13 @@ def main() -> None:
     parser.add_argument("--writer", action="store_true", help="also beside a writer at full speed")
     parser.add_argument("--tasks", type=int, help="how many tasks the ledger has")
     parser.add_argument("--output-mb", type=float, help="how much one of them printed")
-    parser.add_argument("--keep", type=Path, help="make the ledger here, and leave it there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make ledger.db in here, and leave it there")
     asked = parser.parse_args()
     size = QUICK if asked.quick else Size()
     given = {"tasks": asked.tasks, "output_mb": asked.output_mb}
     size = Size(**{**vars(size), **{name: value for name, value in given.items() if value is not None}})
     with tempfile.TemporaryDirectory(prefix="ttasks-bench-") as folder:
-        path = asked.keep.absolute() if asked.keep is not None else Path(folder) / "ledger.db"
+        path = (asked.keep or Path(folder)).absolute() / "ledger.db"
         os.chdir(folder)
         made = make_large_ledger(path, size)
         browsing = Browsing(path, made)
