@@ -11,6 +11,7 @@ import pytest
 from serving import DESKTOP, Served, chromium, make_ledgers, served, what_is_missing
 
 from browsed import Browsed
+from processes import PATIENCE_S
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -87,6 +88,7 @@ def look(browser: Browser) -> Iterator[Callable[..., Watched]]:
 
     def opened(at: Served, path: str, size: tuple[int, int] = DESKTOP, **wishes: Any) -> Watched:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **wishes)
+        context.set_default_timeout(PATIENCE_S * 1000)
         contexts.append(context)
         watched = Watched(context.new_page(), at.url)
         answer = watched.page.goto(f"{at.url}{path}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from browsed import Browsed, make_browsed_ledger
+from processes import PATIENCE_S
 from ttasks import SQLiteStore, Task, TaskExecutor
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ FLAGS: Final = [
 ]  # fmt: skip
 DESKTOP: Final = (1300, 900)
 PHONE: Final = (390, 844)
-PATIENCE_S: Final = 30
 ROOT: Final = "/-/ttasks"
 LEDGER: Final = f"{ROOT}/ledger"
 

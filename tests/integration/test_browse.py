@@ -9,7 +9,6 @@ import signal
 import socket
 import sqlite3
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from commands import Command, Running
-from processes import until
+from processes import PATIENCE_S, until
 
 GOOD = "title: good\ntasks:\n  hello: {bash: echo hello}\n"
-PROMPTLY_S = 5
-"""Well below what a server takes that waits for its clients to go."""
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Browsed:
 
     def get(self, path: str, host: str | None = None) -> tuple[int, str]:
         """Return status and text of one answer; `host` is the Host header where it is not the usual one."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)) as connection:
             connection.putrequest("GET", path, skip_host=host is not None)
             if host:
                 connection.putheader("Host", host)
@@ -143,7 +140,7 @@ def test_who_asks_for_another_host_is_refused_everything(served: Browsed) -> Non
 @pytest.mark.parametrize("headers", ["", "Host: localhost\r\nHost: evil.example\r\n", "Host: \x1b[2Jevil\r\n"])
 def test_who_does_not_say_one_host_is_refused(served: Browsed, headers: str) -> None:
     with (
-        socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection,
+        socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) as connection,
         connection.makefile("rb") as file,
     ):
         connection.sendall(f"GET {served.home} HTTP/1.0\r\n{headers}\r\n".encode())
@@ -160,7 +157,7 @@ def test_nothing_can_be_written(ttasks: Command, served: Browsed) -> None:
         ("/ledger/tasks/-/insert", {"row": {"id": "x"}}),
         ("/ledger/-/create", {"table": "mine", "row": {"id": 1}}),
     ):
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE_S)) as connection:
             connection.request("POST", path, json.dumps(data), {"Content-Type": "application/json"})
             answer = connection.getresponse()
             answer.read()
@@ -172,22 +169,20 @@ STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
-def test_one_signal_ends_it_cleanly_and_promptly_though_connections_are_held_open(
+def test_one_signal_ends_it_cleanly_though_connections_are_held_open(
     served: Browsed, number: signal.Signals, code: int
 ) -> None:
-    polling = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    polling = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE_S)
     polling.request("GET", f"{served.home}?_live=1")
     assert polling.getresponse().read().startswith(b'{"token": ')
     with contextlib.closing(polling), socket.create_connection(("127.0.0.1", served.port)) as silent:
         silent.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-        begun = time.monotonic()
         ended, printed = served.running.end(number)
         assert (ended, printed) == (code, f"http://127.0.0.1:{served.port}{served.home} (Ctrl-C ends it)\n")
-        assert time.monotonic() - begun < PROMPTLY_S
 
 
 def test_after_its_end_the_port_is_free_at_once(ttasks: Command, served: Browsed) -> None:
-    kept = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    kept = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE_S)
     with contextlib.closing(kept):
         kept.request("GET", served.home)
         kept.getresponse().read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from browsed import Browsed, make_browsed_ledger
+from browsed import Browsed
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import COLUMNS, TABLES
 
@@ -35,17 +36,17 @@ class Answered:
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
+def answered(browsed: Browsed, tmp_path_factory: pytest.TempPathFactory) -> Answered:
     assert PYTHON is not None
     folder = tmp_path_factory.mktemp("alpha")
-    browsed = make_browsed_ledger(folder / "ledger.db", wide=12)
+    ledger = shutil.copy(browsed.path, folder / "ledger.db")
     other = folder / "other.db"
     with closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY, title TEXT, status TEXT)")
         connection.execute("INSERT INTO tasks VALUES (1, 'theirs', 'failed')")
         connection.commit()
     script = Path(__file__).with_name("alpha_pages.py")
-    command = [PYTHON, str(script), str(browsed.path), str(other), browsed.solo, browsed.ok]
+    command = [PYTHON, str(script), str(ledger), str(other), browsed.solo, browsed.ok]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return Answered(browsed, json.loads(done.stdout.splitlines()[-1]))
