@@ -42,7 +42,7 @@ from ttasks.version import __version__
 
 pytestmark = pytest.mark.usefixtures("outside_git")
 OUTPUT = f.TaskOutput(1, (("stdout", "2026-11-24T08:00:00.000000Z", "hi\n"),))
-WAIT_S = 5.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -431,6 +431,7 @@ def test_in_a_git_checkout_the_runner_is_described_too(tmp_path: Path, monkeypat
     for command in (["init", "-q", "-b", "trunk"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True, env={**os.environ, "HOME": str(tmp_path)})
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(event_log, "DESCRIBE_WAIT_S", WAIT_S)
 
     log = EventLog.open(tmp_path / "ledger.db")
     log.append(new_task())
@@ -467,6 +468,8 @@ def test_a_program_that_ends_without_closing_waits_a_moment_for_its_description(
     run_forking(
         here,
         f"os.environ['PATH'] = {str(slow_git.parent)!r} + ':' + os.environ['PATH']",
+        "from ttasks.log import event_log",
+        f"event_log.DESCRIBE_WAIT_S = {WAIT_S}",
         "only_opened = EventLog.open(Path('other.db'))",
         "log = EventLog.open(Path('ledger.db'))",
         "log.append(new('a'))",
