@@ -11,18 +11,11 @@ import pytest
 from serving import DESKTOP, Served, chromium, make_ledgers, served, what_is_missing
 
 from browsed import Browsed
+from needs import demand
 from processes import PATIENCE_S
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-
-def demand(missing: str | None) -> None:
-    """Skip a test that something is missing for, or let it fail where everything has to be there."""
-    if missing is not None and os.environ.get("CI") == "true":
-        pytest.fail(missing)
-    elif missing is not None:
-        pytest.skip(missing)
 
 
 # Of a module, not of the session: while it is there, no other test of this process can call asyncio.run.
@@ -35,6 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Browsed, Path]:
+    demand(what_is_missing())  # also here, because what lasts longer is made first
     return make_ledgers(tmp_path_factory.mktemp("ledgers"))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 TTASKS: Final = [sys.executable, "-c", "from ttasks.cli import main; main()"]
-CHROMIUM: Final = "/usr/bin/chromium"
+CHROMIUM: Final = shutil.which("chromium")
 FLAGS: Final = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -108,8 +108,8 @@ def chromium() -> Iterator[Browser]:
 
 def what_is_missing() -> str | None:
     """Return why no browser can be driven here; None: one can."""
-    if shutil.which(CHROMIUM) is None:
-        return f"there is no {CHROMIUM} (apt-get install chromium)"
+    if CHROMIUM is None:
+        return "there is no chromium (apt-get install chromium)"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:

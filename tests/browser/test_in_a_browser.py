@@ -75,7 +75,7 @@ def test_no_page_is_wider_than_its_window(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_nothing_that_keeps_people_out(
-    look: Look, server: Served, sample: Browsed, axe: str, kind: Kind, size: tuple[int, int], scheme: str
+    axe: str, look: Look, server: Served, sample: Browsed, kind: Kind, size: tuple[int, int], scheme: str
 ) -> None:
     page = look(server, kind.address(sample), size, color_scheme=scheme, reduced_motion="reduce").page
     page.evaluate(axe)
