@@ -678,6 +678,24 @@ def test_a_refused_process_says_who_it_is_with_the_next_append(log: EventLog) ->
     check_sound(log)
 
 
+def test_a_process_whose_registration_failed_registers_again_and_leaves_one_lock(
+    file_log: EventLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "commit", refused)
+        with pytest.raises(LedgerUnwritableError):
+            file_log.append(new_task())
+    first = file_log.runner_id
+    file_log.append(new_task())
+
+    assert file_log.runner_id not in (None, first)
+    assert [event.type for event in file_log.readers.events()] == ["LedgerCreated", "RunnerStarted", "TaskCreated"]
+    assert [each.name for each in path.parent.glob("*-runner-*")] == [f"ledger.db-runner-{file_log.runner_id}"]
+
+
 # --- many threads --------------------------------------------------------------------------------------------------
 
 
@@ -887,6 +905,40 @@ def test_ctrl_c_right_after_a_commit_concerns_only_who_it_hit(log: EventLog, com
     callers = append_behind_a_commit(log, commits, [new_task(str(number)) for number in range(5)])
 
     check_only_one_was_interrupted(log, callers, is_written=True)
+
+
+class PressedAtFirst(list[Any]):
+    """Where Ctrl-C comes before the first item is in."""
+
+    was_pressed = False
+
+    def append(self, item: Any) -> None:
+        if not self.was_pressed:
+            self.was_pressed = True
+            raise KeyboardInterrupt
+        super().append(item)
+
+
+def test_ctrl_c_between_a_commit_and_its_note_takes_nothing_back(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Transaction.commit
+
+    def pressed(transaction: Transaction, group: Any, at: Any, committed: Any) -> None:
+        noted = PressedAtFirst()
+        try:
+            commit(transaction, group, at, noted)
+        finally:
+            committed += noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "commit", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            log.append(new_task("a"))
+    log.append(new_task("b"))
+
+    assert [stream for stream, _, _ in contents(log)] == ["task-a", "task-b"]
+    check_sound(log)
 
 
 def test_ctrl_c_right_after_a_commit_leaves_no_older_state_of_its_streams(
