@@ -63,11 +63,21 @@ def served(ttasks: Command) -> Browsed:
     return browsed(ttasks)
 
 
-def test_browse_prints_the_address_of_the_ledgers_home(served: Browsed) -> None:
-    assert served.home == "/-/ttasks/ledger"
-    status, text = served.get(served.home)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browsed]:
+    """Return a server that several tests only ask."""
+    command = Command(tmp_path_factory.mktemp("shared"))
+    command.write("good.yaml", GOOD)
+    command("run", "good.yaml")
+    yield browsed(command)
+    command.clean_up()
+
+
+def test_browse_prints_the_address_of_the_ledgers_home(shared: Browsed) -> None:
+    assert shared.home == "/-/ttasks/ledger"
+    status, text = shared.get(shared.home)
     assert status == 200 and "good" in text
-    assert served.get("/ledger/tasks")[0] == 200
+    assert shared.get("/ledger/tasks")[0] == 200
 
 
 def test_a_wrong_address_is_not_found_and_nothing_is_printed_about_it(served: Browsed) -> None:
@@ -118,32 +128,32 @@ def test_a_taken_port_is_refused_with_what_to_do(ttasks: Command) -> None:
     assert "--port N" in done.stderr and "--port 0" in done.stderr
 
 
-def test_only_this_machine_can_connect(served: Browsed) -> None:
+def test_only_this_machine_can_connect(shared: Browsed) -> None:
     listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    addresses = [line[1] for line in listening if line[3] == "0A" and line[1].endswith(f":{served.port:04X}")]
-    assert addresses == [f"0100007F:{served.port:04X}"]
+    addresses = [line[1] for line in listening if line[3] == "0A" and line[1].endswith(f":{shared.port:04X}")]
+    assert addresses == [f"0100007F:{shared.port:04X}"]
 
 
-def test_who_asks_for_this_machine_is_answered(served: Browsed) -> None:
+def test_who_asks_for_this_machine_is_answered(shared: Browsed) -> None:
     for host in ("localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}", "localhost:9"):
-        assert served.get(served.home, host.format(port=served.port))[0] == 200, host
+        assert shared.get(shared.home, host.format(port=shared.port))[0] == 200, host
 
 
-def test_who_asks_for_another_host_is_refused_everything(served: Browsed) -> None:
+def test_who_asks_for_another_host_is_refused_everything(shared: Browsed) -> None:
     for host in ("evil.example", "evil.example:{port}", "127.0.0.1.evil", "localhost.evil", "127.0.0.1@evil", "[::2]"):
-        for path in (served.home, "/ledger/events.json", "/-/static/app.css"):
-            status, text = served.get(path, host.format(port=served.port))
+        for path in (shared.home, "/ledger/events.json", "/-/static/app.css"):
+            status, text = shared.get(path, host.format(port=shared.port))
             assert status == 400, (host, path)
             assert text.startswith("This ledger is served to this machine only: ask for localhost or 127.0.0.1, not ")
 
 
 @pytest.mark.parametrize("headers", ["", "Host: localhost\r\nHost: evil.example\r\n", "Host: \x1b[2Jevil\r\n"])
-def test_who_does_not_say_one_host_is_refused(served: Browsed, headers: str) -> None:
+def test_who_does_not_say_one_host_is_refused(shared: Browsed, headers: str) -> None:
     with (
-        socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) as connection,
+        socket.create_connection(("127.0.0.1", shared.port), timeout=PATIENCE_S) as connection,
         connection.makefile("rb") as file,
     ):
-        connection.sendall(f"GET {served.home} HTTP/1.0\r\n{headers}\r\n".encode())
+        connection.sendall(f"GET {shared.home} HTTP/1.0\r\n{headers}\r\n".encode())
         with connection.makefile("rb") as file:
             answer = file.read()
     assert answer.startswith(b"HTTP/1.1 400 ") and b"\x1b" not in answer and b"hello" not in answer
