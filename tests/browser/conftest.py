@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from serving import DESKTOP, Served, chromium, make_ledgers, served, what_is_missing
+from serving import DESKTOP, Served, chromium, make_small_ledger, served, what_is_missing
 
 from browsed import Browsed
 from needs import demand
@@ -20,26 +20,25 @@ if TYPE_CHECKING:
 
 # Of a module, not of the session: while it is there, no other test of this process can call asyncio.run.
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    demand(what_is_missing())
+def browser(needed: None) -> Iterator[Browser]:
     with chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="session")
-def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Browsed, Path]:
-    demand(what_is_missing())  # also here, because what lasts longer is made first
-    return make_ledgers(tmp_path_factory.mktemp("ledgers"))
+def needed() -> None:
+    """Look whether a browser can be driven, before anything is made for it to look at."""
+    demand(what_is_missing())
 
 
 @pytest.fixture(scope="session")
-def sample(ledgers: tuple[Browsed, Path]) -> Browsed:
-    return ledgers[0]
+def sample(needed: None, browsed: Browsed) -> Browsed:
+    return browsed
 
 
 @pytest.fixture(scope="session")
-def server(ledgers: tuple[Browsed, Path]) -> Iterator[Served]:
-    sample, other = ledgers
+def server(sample: Browsed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    other = make_small_ledger(tmp_path_factory.mktemp("other") / "other.db")
     with served(sample.path, other) as found:
         yield found
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import DESKTOP, PAGES, PHONE, chromium, make_ledgers, served
+from serving import DESKTOP, PAGES, PHONE, chromium, make_small_ledger, served
 
-from browsed import a_live_run
+from browsed import a_live_run, make_browsed_ledger
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        sample, other = make_ledgers(Path(made))
+        sample, other = make_browsed_ledger(Path(made) / "ledger.db"), make_small_ledger(Path(made) / "other.db")
         with a_live_run(sample.path, Path(made) / "told"), served(sample.path, other) as at, chromium() as browser:
             for kind in PAGES:
                 if asked.pages and kind.name not in asked.pages:

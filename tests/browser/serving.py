@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from browsed import Browsed, make_browsed_ledger
+from browsed import Browsed
 from processes import PATIENCE_S
 from ttasks import SQLiteStore, Task, TaskExecutor
 
@@ -85,12 +85,11 @@ def _first_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def make_ledgers(folder: Path) -> tuple[Browsed, Path]:
-    """Make the sample ledger, and a small one beside it, so that there are several to choose from."""
-    sample, other = make_browsed_ledger(folder / "ledger.db"), folder / "other.db"
-    with SQLiteStore(other) as store, TaskExecutor(store) as executor:
+def make_small_ledger(path: Path) -> Path:
+    """Make a ledger of one task; beside another one, so that there are several to choose from."""
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
         executor.execute(Task.bash("echo by itself", title="by itself"))
-    return sample, other
+    return path
 
 
 @contextlib.contextmanager

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from serving import DESKTOP, LEDGER, PAGES, PHONE, Kind, Served, served
+from serving import DESKTOP, LEDGER, PAGES, PHONE, Kind, Served, make_small_ledger, served
 
 from browsed import Browsed, a_live_run
 from processes import PATIENCE_S
-from ttasks import SQLiteStore, Task, TaskExecutor
 
 if TYPE_CHECKING:
     from conftest import Watched
@@ -127,9 +126,7 @@ def test_every_page_can_be_read_without_scripts(look: Look, server: Served, samp
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """Return a ledger that a test may write to."""
-    with SQLiteStore(tmp_path / "ledger.db") as store, TaskExecutor(store) as executor:
-        executor.execute(Task.bash("echo by itself", title="by itself"))
-    return tmp_path / "ledger.db"
+    return make_small_ledger(tmp_path / "ledger.db")
 
 
 def test_the_home_follows_a_run_without_being_loaded_again(look: Look, small: Path, tmp_path: Path) -> None:
