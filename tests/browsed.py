@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import PATIENCE_S, processes_of, until
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutionError, TaskExecutor, TaskGraph
+from ttasks.log.runner import git_root
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}&amp;\x1b[31mred\x1b[0m\u202eevil"
 """What would be run, or drawn, if it were taken for more than text."""
@@ -117,6 +120,8 @@ def make_browsed_ledger(path: Path, *, wide: int = 300) -> Browsed:
         with contextlib.suppress(TaskExecutionError):
             executor.execute(colours)
         (hostile_task,) = hostile
+        if git_root() is not None:
+            until(lambda: any(store.events(type="RunnerDescribed")))
         ids = Browsed(path, ok.id, failed.id, retried.id, "", many.id, hostile.id, solo.id, hostile_task.id, colours.id)
     return Browsed(**{**ids.__dict__, "interrupted": _interrupt(path)})
 
@@ -135,6 +140,11 @@ def _interrupt(path: Path) -> str:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
+    # What was last recorded goes into the file itself, so that a copy of the file is a copy of all.
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (ledger,) = connection.execute("SELECT data ->> 'ledger' FROM events WHERE position = 1").fetchone()
+    until(lambda: not processes_of(ledger))  # its task ends when it sees that its parent has gone
     with SQLiteStore(path, read_only=True) as store:
         (left,) = store.interrupted()
         return left.id
@@ -148,4 +158,8 @@ def a_live_run(path: Path, told: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         told.touch()
-        process.wait(30)
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()

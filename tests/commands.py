@@ -50,7 +50,7 @@ class Running:
         """Send these signals, wait for its end; return its exit code and all that it printed."""
         for number in signals:
             self.process.send_signal(number)
-        code = self.process.wait(60)
+        code = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         assert not self._reader.is_alive(), "something that it started holds its output open"
         while (line := self._queue.get(timeout=PATIENCE_S)) is not None:
@@ -82,7 +82,7 @@ class Command:
             env=self.environment(**variables),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             stdin=subprocess.DEVNULL,
         )
 

@@ -14,7 +14,8 @@ import psutil
 
 from ttasks.log.survivors import MARK
 
-PATIENCE_S = 20
+PATIENCE_S = 60
+"""How long something may take that takes no time: this machine may have much else to do."""
 
 
 def alive(group: int) -> list[psutil.Process]:

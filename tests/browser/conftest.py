@@ -8,43 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from serving import DESKTOP, Served, chromium, make_ledgers, served, what_is_missing
+from serving import DESKTOP, Served, chromium, make_small_ledger, served, what_is_missing
 
 from browsed import Browsed
+from needs import demand
+from processes import PATIENCE_S
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-def demand(missing: str | None) -> None:
-    """Skip a test that something is missing for, or let it fail where everything has to be there."""
-    if missing is not None and os.environ.get("CI") == "true":
-        pytest.fail(missing)
-    elif missing is not None:
-        pytest.skip(missing)
-
-
 # Of a module, not of the session: while it is there, no other test of this process can call asyncio.run.
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    demand(what_is_missing())
+def browser(needed: None) -> Iterator[Browser]:
     with chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="session")
-def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Browsed, Path]:
-    return make_ledgers(tmp_path_factory.mktemp("ledgers"))
+def needed() -> None:
+    """Look whether a browser can be driven, before anything is made for it to look at."""
+    demand(what_is_missing())
 
 
 @pytest.fixture(scope="session")
-def sample(ledgers: tuple[Browsed, Path]) -> Browsed:
-    return ledgers[0]
+def sample(needed: None, browsed: Browsed) -> Browsed:
+    return browsed
 
 
 @pytest.fixture(scope="session")
-def server(ledgers: tuple[Browsed, Path]) -> Iterator[Served]:
-    sample, other = ledgers
+def server(sample: Browsed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    other = make_small_ledger(tmp_path_factory.mktemp("other") / "other.db")
     with served(sample.path, other) as found:
         yield found
 
@@ -87,6 +81,7 @@ def look(browser: Browser) -> Iterator[Callable[..., Watched]]:
 
     def opened(at: Served, path: str, size: tuple[int, int] = DESKTOP, **wishes: Any) -> Watched:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **wishes)
+        context.set_default_timeout(PATIENCE_S * 1000)
         contexts.append(context)
         watched = Watched(context.new_page(), at.url)
         answer = watched.page.goto(f"{at.url}{path}")

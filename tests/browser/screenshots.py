@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from serving import DESKTOP, PAGES, PHONE, chromium, make_ledgers, served
+from serving import DESKTOP, PAGES, PHONE, chromium, make_small_ledger, served
 
-from browsed import a_live_run
+from browsed import a_live_run, make_browsed_ledger
 
 
 def in_few_colours(picture: Path) -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     folder = asked.folder.absolute()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(asked.within or scratch):
         made = Path.cwd()
-        sample, other = make_ledgers(made)
+        sample, other = make_browsed_ledger(made / "ledger.db"), make_small_ledger(made / "other.db")
         with a_live_run(sample.path, made / "told"), served(sample.path, other) as at, chromium() as browser:
             for kind in PAGES:
                 if asked.pages and kind.name not in asked.pages:

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from browsed import Browsed, make_browsed_ledger
+from browsed import Browsed
+from processes import PATIENCE_S
 from ttasks import SQLiteStore, Task, TaskExecutor
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 TTASKS: Final = [sys.executable, "-c", "from ttasks.cli import main; main()"]
-CHROMIUM: Final = "/usr/bin/chromium"
+CHROMIUM: Final = shutil.which("chromium")
 FLAGS: Final = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 DESKTOP: Final = (1300, 900)
 PHONE: Final = (390, 844)
-PATIENCE_S: Final = 30
 ROOT: Final = "/-/ttasks"
 LEDGER: Final = f"{ROOT}/ledger"
 
@@ -94,12 +94,11 @@ def _first_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def make_ledgers(folder: Path) -> tuple[Browsed, Path]:
-    """Make the sample ledger, and a small one beside it, so that there are several to choose from."""
-    sample, other = make_browsed_ledger(folder / "ledger.db"), folder / "other.db"
-    with SQLiteStore(other) as store, TaskExecutor(store) as executor:
+def make_small_ledger(path: Path) -> Path:
+    """Make a ledger of one task; beside another one, so that there are several to choose from."""
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
         executor.execute(Task.bash("echo by itself", title="by itself"))
-    return sample, other
+    return path
 
 
 @contextlib.contextmanager
@@ -117,8 +116,8 @@ def chromium() -> Iterator[Browser]:
 
 def what_is_missing() -> str | None:
     """Return why no browser can be driven here; None: one can."""
-    if shutil.which(CHROMIUM) is None:
-        return f"there is no {CHROMIUM} (apt-get install chromium)"
+    if CHROMIUM is None:
+        return "there is no chromium (apt-get install chromium)"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:

@@ -42,7 +42,7 @@ from ttasks.version import __version__
 
 pytestmark = pytest.mark.usefixtures("outside_git")
 OUTPUT = f.TaskOutput(1, (("stdout", "2026-11-24T08:00:00.000000Z", "hi\n"),))
-WAIT_S = 5.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -431,6 +431,7 @@ def test_in_a_git_checkout_the_runner_is_described_too(tmp_path: Path, monkeypat
     for command in (["init", "-q", "-b", "trunk"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True, env={**os.environ, "HOME": str(tmp_path)})
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(event_log, "DESCRIBE_WAIT_S", WAIT_S)
 
     log = EventLog.open(tmp_path / "ledger.db")
     log.append(new_task())
@@ -467,6 +468,8 @@ def test_a_program_that_ends_without_closing_waits_a_moment_for_its_description(
     run_forking(
         here,
         f"os.environ['PATH'] = {str(slow_git.parent)!r} + ':' + os.environ['PATH']",
+        "from ttasks.log import event_log",
+        f"event_log.DESCRIBE_WAIT_S = {WAIT_S}",
         "only_opened = EventLog.open(Path('other.db'))",
         "log = EventLog.open(Path('ledger.db'))",
         "log.append(new('a'))",
@@ -673,6 +676,24 @@ def test_a_refused_process_says_who_it_is_with_the_next_append(log: EventLog) ->
 
     assert [event.type for event in log.readers.events()] == ["LedgerCreated", "RunnerStarted", "TaskCreated"]
     check_sound(log)
+
+
+def test_a_process_whose_registration_failed_registers_again_and_leaves_one_lock(
+    file_log: EventLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "commit", refused)
+        with pytest.raises(LedgerUnwritableError):
+            file_log.append(new_task())
+    first = file_log.runner_id
+    file_log.append(new_task())
+
+    assert file_log.runner_id not in (None, first)
+    assert [event.type for event in file_log.readers.events()] == ["LedgerCreated", "RunnerStarted", "TaskCreated"]
+    assert [each.name for each in path.parent.glob("*-runner-*")] == [f"ledger.db-runner-{file_log.runner_id}"]
 
 
 # --- many threads --------------------------------------------------------------------------------------------------
@@ -884,6 +905,40 @@ def test_ctrl_c_right_after_a_commit_concerns_only_who_it_hit(log: EventLog, com
     callers = append_behind_a_commit(log, commits, [new_task(str(number)) for number in range(5)])
 
     check_only_one_was_interrupted(log, callers, is_written=True)
+
+
+class PressedAtFirst(list[Any]):
+    """Where Ctrl-C comes before the first item is in."""
+
+    was_pressed = False
+
+    def append(self, item: Any) -> None:
+        if not self.was_pressed:
+            self.was_pressed = True
+            raise KeyboardInterrupt
+        super().append(item)
+
+
+def test_ctrl_c_between_a_commit_and_its_note_takes_nothing_back(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Transaction.commit
+
+    def pressed(transaction: Transaction, group: Any, at: Any, committed: Any) -> None:
+        noted = PressedAtFirst()
+        try:
+            commit(transaction, group, at, noted)
+        finally:
+            committed += noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "commit", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            log.append(new_task("a"))
+    log.append(new_task("b"))
+
+    assert [stream for stream, _, _ in contents(log)] == ["task-a", "task-b"]
+    check_sound(log)
 
 
 def test_ctrl_c_right_after_a_commit_leaves_no_older_state_of_its_streams(

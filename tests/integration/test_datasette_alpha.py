@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -14,14 +15,10 @@ from typing import Any
 
 import pytest
 
-from browsed import Browsed, make_browsed_ledger
+from browsed import Browsed
+from needs import demand
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import COLUMNS, TABLES
-
-PYTHON = os.environ.get("TTASKS_DATASETTE_ALPHA")
-pytestmark = pytest.mark.skipif(
-    PYTHON is None, reason="TTASKS_DATASETTE_ALPHA names no interpreter that has Datasette 1.0 and ttasks"
-)
 
 
 @dataclass(frozen=True)
@@ -34,18 +31,26 @@ class Answered:
         return text
 
 
+@pytest.fixture(scope="session")
+def python() -> str:
+    """Return the interpreter that has Datasette 1.0."""
+    named = os.environ.get("TTASKS_DATASETTE_ALPHA", "")
+    is_there = shutil.which(named) is not None
+    demand(None if is_there else "TTASKS_DATASETTE_ALPHA names no interpreter that has Datasette 1.0 and ttasks")
+    return named
+
+
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
-    assert PYTHON is not None
+def answered(python: str, browsed: Browsed, tmp_path_factory: pytest.TempPathFactory) -> Answered:
     folder = tmp_path_factory.mktemp("alpha")
-    browsed = make_browsed_ledger(folder / "ledger.db", wide=12)
+    ledger = shutil.copy(browsed.path, folder / "ledger.db")
     other = folder / "other.db"
     with closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY, title TEXT, status TEXT)")
         connection.execute("INSERT INTO tasks VALUES (1, 'theirs', 'failed')")
         connection.commit()
     script = Path(__file__).with_name("alpha_pages.py")
-    command = [PYTHON, str(script), str(browsed.path), str(other), browsed.solo, browsed.ok]
+    command = [python, str(script), str(ledger), str(other), browsed.solo, browsed.ok]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return Answered(browsed, json.loads(done.stdout.splitlines()[-1]))

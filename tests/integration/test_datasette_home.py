@@ -19,7 +19,7 @@ HOME = "/-/ttasks/ledger"
 
 
 def test_the_only_ledger_is_led_to(browsed: Browsed) -> None:
-    answer = get("/-/ttasks", browsed.path)
+    answer = get(browsed.path, "/-/ttasks")
     assert answer.status == 302
     assert answer.headers["location"] == HOME
 
@@ -27,20 +27,20 @@ def test_the_only_ledger_is_led_to(browsed: Browsed) -> None:
 def test_several_ledgers_are_listed(browsed: Browsed, tmp_path: Path) -> None:
     other = tmp_path / "other.db"
     SQLiteStore(other).close()
-    answer = get("/-/ttasks", browsed.path, other)
+    answer = get([browsed.path, other], "/-/ttasks")
     assert [link for link in answer.page.links if link.startswith("/-/ttasks/")] == [HOME, "/-/ttasks/other"]
 
 
 def test_where_nothing_is_a_ledger_it_says_how_to_make_one(tmp_path: Path) -> None:
     path = tmp_path / "shop.db"
     sqlite3.connect(path).execute("CREATE TABLE things (id INTEGER PRIMARY KEY)").connection.close()
-    answers = get_all(["/-/ttasks", "/-/ttasks/shop", "/-/ttasks/nothing"], path)
+    answers = get_all(path, "/-/ttasks", "/-/ttasks/shop", "/-/ttasks/nothing")
     assert "ttasks run" in answers[0].seen
     assert [answer.status for answer in answers] == [200, 404, 404]
 
 
 def test_the_home_tells_the_latest_runs_with_outcome_and_where(browsed: Browsed) -> None:
-    answer = get(HOME, browsed.path)
+    answer = get(browsed.path, HOME)
     assert answer.status == 200
     for graph in (browsed.ok, browsed.failed, browsed.wide, browsed.interrupted):
         assert any(link.startswith(f"{HOME}/graph/{graph}/run/") for link in answer.page.links), graph
@@ -54,7 +54,7 @@ def test_the_home_tells_the_latest_runs_with_outcome_and_where(browsed: Browsed)
 
 
 def test_the_home_tells_what_was_interrupted_and_the_command_that_goes_on(browsed: Browsed) -> None:
-    seen = get(HOME, browsed.path).seen
+    seen = get(browsed.path, HOME).seen
     told = seen[: seen.index("Running now")]
     assert "import of the night" in told
     assert "is gone" in told
@@ -63,7 +63,7 @@ def test_the_home_tells_what_was_interrupted_and_the_command_that_goes_on(browse
 
 
 def test_the_home_tells_the_failures_of_the_last_day_once_each(browsed: Browsed) -> None:
-    seen = get(HOME, browsed.path).seen
+    seen = get(browsed.path, HOME).seen
     failures = seen[seen.index("Failures of the last day") : seen.index("Latest tasks")]
     assert "no space left on device" in failures
     assert failures.count("copy nightly 3 no space left on device") == 2  # the graph and its retry
@@ -76,15 +76,15 @@ def test_failures_of_the_day_before_are_not_told(tmp_path: Path) -> None:
     with freeze_time("2026-01-01 12:00:00"), SQLiteStore(path) as store, pytest.raises(TaskExecutionError):
         TaskExecutor(store).execute(task)
     with freeze_time("2026-01-02 11:59:00"):
-        assert "long ago" in get(HOME, path).seen
+        assert "long ago" in get(path, HOME).seen
     with freeze_time("2026-01-02 12:01:00"):
-        assert "long ago" not in get(HOME, path).seen
+        assert "long ago" not in get(path, HOME).seen
 
 
 def test_the_home_of_a_ledger_in_which_nothing_ran_says_so(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     SQLiteStore(path).close()
-    seen = get(HOME, path).seen
+    seen = get(path, HOME).seen
     assert "No graph was run yet." in seen
     assert "event 1" in seen
 
@@ -92,18 +92,18 @@ def test_the_home_of_a_ledger_in_which_nothing_ran_says_so(tmp_path: Path) -> No
 def test_the_home_is_live_and_its_token_changes_when_something_is_recorded(browsed: Browsed, tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     shutil.copy(browsed.path, path)
-    before = get(f"{HOME}?_live=1", path).text
-    assert get(f"{HOME}?_live=1", path).text == before
+    before = get(path, f"{HOME}?_live=1").text
+    assert get(path, f"{HOME}?_live=1").text == before
     with SQLiteStore(path) as store:
         store.tasks.save(Task.bash("true"))
-    assert get(f"{HOME}?_live=1", path).text != before
-    ((_, main),) = [(tag, attributes) for tag, attributes in get(HOME, path).page.tags if tag == "main"]
+    assert get(path, f"{HOME}?_live=1").text != before
+    ((_, main),) = [(tag, attributes) for tag, attributes in get(path, HOME).page.tags if tag == "main"]
     assert main["data-live"] == f"{HOME}?_live=1"
     assert main["data-token"]
 
 
 def test_hostile_titles_are_text_and_nothing_else(browsed: Browsed) -> None:
-    answer = get(HOME, browsed.path)
+    answer = get(browsed.path, HOME)
     assert printable(HOSTILE) in answer.seen
     assert "\x1b" not in answer.text
     assert "\u202e" not in answer.text
@@ -117,7 +117,7 @@ def test_hostile_titles_are_text_and_nothing_else(browsed: Browsed) -> None:
 
 def test_own_pages_may_run_and_load_nothing_but_their_own(browsed: Browsed) -> None:
     for path in (HOME, f"{HOME}/graph/{browsed.ok}", f"{HOME}/graph/nothing", "/-/ttasks/ledger?_live=1"):
-        headers = get(path, browsed.path).headers
+        headers = get(browsed.path, path).headers
         assert headers["content-security-policy"].startswith("default-src 'none'; ")
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
@@ -134,7 +134,7 @@ def test_own_pages_may_run_and_load_nothing_but_their_own(browsed: Browsed) -> N
 )
 def test_who_may_not_see_the_database_or_one_of_its_tables_sees_no_page(browsed: Browsed, allow: Any) -> None:
     pages = [HOME, f"{HOME}?_live=1", f"{HOME}/graph/{browsed.ok}"]
-    answers = get_all([*pages, "/-/ttasks"], browsed.path, metadata=allow)
+    answers = get_all(browsed.path, *pages, "/-/ttasks", metadata=allow)
     assert [answer.status for answer in answers[:-1]] == [403] * len(pages)
     assert "build and publish" not in "".join(answer.text for answer in answers)
     assert HOME not in answers[-1].page.links
@@ -142,7 +142,7 @@ def test_who_may_not_see_the_database_or_one_of_its_tables_sees_no_page(browsed:
 
 @pytest.mark.parametrize("path", ["/nothing", "/a/b/c/d/e", "/ledger/nothing"])
 def test_what_datasette_does_not_know_is_not_found_and_not_printed(browsed: Browsed, path: str, capfd: Any) -> None:
-    assert get(path, browsed.path).status == 404
+    assert get(browsed.path, path).status == 404
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == ""
@@ -151,13 +151,14 @@ def test_what_datasette_does_not_know_is_not_found_and_not_printed(browsed: Brow
 def test_a_name_that_needs_escaping_in_an_address_is_found(browsed: Browsed, tmp_path: Path) -> None:
     path = tmp_path / "runs of möbius.2.db"
     shutil.copy(browsed.path, path)
-    target = get("/-/ttasks", path).headers["location"]
-    answer = get(target, path)
+    target = get(path, "/-/ttasks").headers["location"]
+    answer = get(path, target)
     assert answer.status == 200
-    assert all(get(link, path).status == 200 for link in answer.page.links if "/graph/" in link)
+    runs = [link for link in answer.page.links if "/graph/" in link]
+    assert {run.status for run in get_all(path, *runs)} == {200}
 
 
 def test_pages_are_under_the_base_address_that_datasette_has(browsed: Browsed) -> None:
-    answer = get(HOME, browsed.path, settings={"base_url": "/tasks/"})
+    answer = get(browsed.path, HOME, settings={"base_url": "/tasks/"})
     assert answer.status == 200
     assert all(link.startswith(("/tasks/", "#")) for link in answer.page.links)

@@ -25,7 +25,7 @@ def node_names(answer: Answer) -> list[str]:
 
 
 def test_the_graph_shows_each_task_by_word_and_leads_to_it(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.failed}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{browsed.failed}")
     assert sorted(node_names(answer)) == [
         "check: blocked",
         "copy: failed, critical",
@@ -38,7 +38,7 @@ def test_the_graph_shows_each_task_by_word_and_leads_to_it(browsed: Browsed) -> 
 
 
 def test_what_went_wrong_comes_first_with_what_was_printed_and_the_command_that_carries_on(browsed: Browsed) -> None:
-    seen = get(f"{GRAPH}/{browsed.failed}", browsed.path).seen
+    seen = get(browsed.path, f"{GRAPH}/{browsed.failed}").seen
     assert f"ttasks retry {browsed.failed} --ledger" in seen
     wrong = seen[seen.index("What went wrong") : seen.index("Timeline")]
     assert "copy after 3 attempts: no space left on device" in wrong
@@ -46,7 +46,7 @@ def test_what_went_wrong_comes_first_with_what_was_printed_and_the_command_that_
 
 
 def test_the_timeline_has_attempts_and_the_waits_between_them(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.failed}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{browsed.failed}")
     (row,) = [
         attributes["aria-label"] or ""
         for _, attributes in answer.page.tags
@@ -61,10 +61,10 @@ def test_the_timeline_has_attempts_and_the_waits_between_them(browsed: Browsed) 
 
 
 def test_retries_are_linked_both_ways(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.failed}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{browsed.failed}")
     assert "Retried as nightly" in answer.seen
     (again,) = {link for link in answer.page.links if link.startswith(f"{GRAPH}/") and browsed.failed not in link}
-    back = get(again, browsed.path)
+    back = get(browsed.path, again)
     assert "Retried from nightly" in back.seen
     assert f"{GRAPH}/{browsed.failed}" in back.page.links
 
@@ -80,7 +80,7 @@ def test_an_older_run_is_shown_as_it_ended(tmp_path: Path) -> None:
         later = Task.bash("true", title="later")
         graph.add(later)
         graph.run(executor)
-    first, second = get_all([f"{GRAPH}/{graph.id}/run/1", f"{GRAPH}/{graph.id}"], path)
+    first, second = get_all(path, f"{GRAPH}/{graph.id}/run/1", f"{GRAPH}/{graph.id}")
     assert node_names(first) == ["flips: failed"]
     assert sorted(node_names(second)) == [f"flips: {task.status}", "later: succeeded"]
     assert "see the latest" in first.seen
@@ -89,7 +89,7 @@ def test_an_older_run_is_shown_as_it_ended(tmp_path: Path) -> None:
 
 
 def test_a_dead_run_is_shown_as_interrupted_with_what_resumes_it(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.interrupted}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{browsed.interrupted}")
     assert f"ttasks resume {browsed.interrupted}" in answer.seen
     assert sorted(name.partition(", critical")[0] for name in node_names(answer)) == [
         "fetch: succeeded",
@@ -98,7 +98,7 @@ def test_a_dead_run_is_shown_as_interrupted_with_what_resumes_it(browsed: Browse
         "unlock: pending, finally",
     ]
     assert "is gone" in answer.seen
-    assert get(f"{GRAPH}/{browsed.interrupted}?_live=1", browsed.path).text == '{"token": null}'
+    assert get(browsed.path, f"{GRAPH}/{browsed.interrupted}?_live=1").text == '{"token": null}'
 
 
 def test_a_running_run_is_live_until_it_ends(browsed: Browsed, tmp_path: Path) -> None:
@@ -108,20 +108,20 @@ def test_a_running_run_is_live_until_it_ends(browsed: Browsed, tmp_path: Path) -
         with SQLiteStore(path, read_only=True) as store:
             until(lambda: any(task.name == "wait" and task.is_running for task in store.tasks.values()))
             (graph,) = [graph for graph in store.graphs.values() if graph.title.startswith("live")]
-        page, live, home = get_all([f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1", "/-/ttasks/ledger"], path)
+        page, live, home = get_all(path, f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1", "/-/ttasks/ledger")
         assert "wait: running" in " ".join(node_names(page))
         assert "null" not in live.text
         assert "ttasks cancel" in page.seen
         assert graph.title in home.seen[home.seen.index("Running now") : home.seen.index("Latest runs")]
         told.touch()
         assert process.wait(30) == 0
-    page, live = get_all([f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1"], path)
+    page, live = get_all(path, f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1")
     assert live.text == '{"token": null}'
     assert not [attributes for tag, attributes in page.page.tags if tag == "main" and "data-live" in attributes]
 
 
 def test_three_hundred_tasks_are_icons_that_say_what_they_are(browsed: Browsed) -> None:
-    answer, whole = get_all([f"{GRAPH}/{browsed.wide}", f"{GRAPH}/{browsed.wide}?all=1"], browsed.path)
+    answer, whole = get_all(browsed.path, f"{GRAPH}/{browsed.wide}", f"{GRAPH}/{browsed.wide}?all=1")
     names = node_names(answer)
     assert len(names) == 300
     assert "part 50: failed" in names
@@ -133,7 +133,7 @@ def test_three_hundred_tasks_are_icons_that_say_what_they_are(browsed: Browsed) 
 
 
 def test_a_hostile_title_stays_text_in_drawings_and_tables(browsed: Browsed) -> None:
-    answer = get(f"{GRAPH}/{browsed.hostile}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{browsed.hostile}")
     assert answer.seen.count(printable(HOSTILE)) >= 2
     assert [name for name in node_names(answer) if name.startswith(printable(HOSTILE))]
     assert {tag for tag, _ in answer.page.tags}.isdisjoint({"img", "iframe", "style", "script"})
@@ -146,7 +146,7 @@ def test_a_graph_that_was_never_run_can_be_looked_at(tmp_path: Path) -> None:
         graph = TaskGraph(title="planned")
         graph.add(Task.bash("true", title="a"))
         store.graphs.save(graph)
-    answer = get(f"{GRAPH}/{graph.id}", path)
+    answer = get(path, f"{GRAPH}/{graph.id}")
     assert node_names(answer) == ["a: pending"]
     assert "never" in answer.seen
     assert "Timeline" not in answer.seen
@@ -154,6 +154,6 @@ def test_a_graph_that_was_never_run_can_be_looked_at(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["nothing", "{ok}/run/9", "{ok}/run/0", "~2E~2E~2Fetc", "{solo}"])
 def test_what_is_not_there_is_said_and_nothing_breaks(browsed: Browsed, address: str) -> None:
-    answer = get(f"{GRAPH}/{address.format(ok=browsed.ok, solo=browsed.solo)}", browsed.path)
+    answer = get(browsed.path, f"{GRAPH}/{address.format(ok=browsed.ok, solo=browsed.solo)}")
     assert answer.status == 404
     assert "there is no graph" in answer.seen or "has no run" in answer.seen

@@ -7,27 +7,22 @@ from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
+from freezegun import freeze_time
 
-from asked import answers
-from browsed import HOSTILE, Browsed, make_browsed_ledger
+from browsed import HOSTILE, Browsed
+from pages import Answer, get, get_all
 from ttasks import SQLiteStore, Task, TaskExecutor, TaskGraph
 from ttasks.datasette_plugin import search
 
 AT = "/-/ttasks/ledger/search"
 
 
-@pytest.fixture(scope="module")
-def browsed(tmp_path_factory: pytest.TempPathFactory) -> Browsed:
-    return make_browsed_ledger(tmp_path_factory.mktemp("browsed") / "ledger.db", wide=12)
-
-
 def _page(path: Path, asked: str = "") -> str:
-    (answer,) = answers([path], AT + asked)
-    assert answer.status_code == 200, answer.text
+    answer = get(path, AT + asked)
+    assert answer.status == 200, answer.text
     return answer.text
 
 
@@ -92,7 +87,8 @@ def test_signs_of_patterns_are_only_signs(browsed: Browsed, pattern: str) -> Non
     assert (pattern in _text(tasks)) == bool(tasks)
 
 
-def test_the_latest_come_first_and_only_so_many(tmp_path: Path) -> None:
+def test_the_latest_come_first_and_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "HITS_MAX", 10)
     path = tmp_path / "ledger.db"
     with SQLiteStore(path) as store, TaskExecutor(store) as executor:
         graph = TaskGraph(title="many")
@@ -114,20 +110,29 @@ def test_a_search_can_be_of_a_graph_a_run_and_times(browsed: Browsed) -> None:
     assert _section(_page(browsed.path, "?q=fetch&since=2020-01-01"), "tasks")
     assert _section(_page(browsed.path, "?q=fetch&until=2020-01-01"), "tasks") == ""
     assert "since is no time" in _page(browsed.path, "?q=fetch&since=soon")
-    (missing,) = answers([browsed.path], f"{AT}?q=x&run=first")
-    assert missing.status_code == 404
+    missing = get(browsed.path, f"{AT}?q=x&run=first")
+    assert missing.status == 404
 
 
 def test_an_id_or_its_beginning_or_end_leads_right_there(browsed: Browsed) -> None:
     asked = [browsed.ok, browsed.ok[-12:], f"  {browsed.solo[-8:].upper()} ", browsed.solo]
-    found = answers([browsed.path], *(f"{AT}?q={quote(each)}" for each in asked))
-    assert [answer.status_code for answer in found] == [302] * 4
+    found = get_all(browsed.path, *(f"{AT}?q={quote(each)}" for each in asked))
+    assert [answer.status for answer in found] == [302] * 4
     graph, task = f"/-/ttasks/ledger/graph/{browsed.ok}", f"/-/ttasks/ledger/task/{browsed.solo}"
     assert [answer.headers["location"] for answer in found] == [graph, graph, task, task]
-    several = _page(browsed.path, f"?q={browsed.ok[:8]}")
-    assert browsed.ok in _section(several, "ids")
-    assert browsed.solo in _section(several, "ids")
     assert "Nothing was found" in _page(browsed.path, "?q=00000000")
+
+
+def test_what_shares_the_beginning_of_its_id_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with freeze_time("2026-01-01 12:00:00"):  # ids begin with the time
+        graph, task = TaskGraph(title="made at once"), Task.bash("true")
+    graph.add(task)
+    with SQLiteStore(path) as store:
+        store.graphs.save(graph)
+    several = _section(_page(path, f"?q={graph.id[:8]}"), "ids")
+    assert graph.id in several
+    assert task.id in several
 
 
 # --- what was printed ------------------------------------------------------------------------------------------------
@@ -206,15 +211,15 @@ def test_a_line_without_end_is_searched_in_pieces_and_each_hit_found_once(
 
 
 @pytest.fixture(scope="module")
-def hostile_answers(browsed: Browsed) -> Iterator[list[Any]]:
+def hostile_answers(browsed: Browsed) -> Iterator[list[Answer]]:
     asked = [quote(HOSTILE), "%3Cscript%3E", "alert", "%1b", "%00", "%ff", "x" * 5000, "%F0%9F%92%A9", "%EF%BF%BD"]
-    yield answers([browsed.path], *(f"{AT}?q={each}&output=1&since=2020-01-01&graph=%3Cb%3E" for each in asked),
+    yield get_all(browsed.path, *(f"{AT}?q={each}&output=1&since=2020-01-01&graph=%3Cb%3E" for each in asked),
                   *(f"{AT}?q={each}&output=1&since=2020-01-01" for each in asked))  # fmt: skip
 
 
-def test_hostile_texts_are_only_shown(hostile_answers: list[Any]) -> None:
+def test_hostile_texts_are_only_shown(hostile_answers: list[Answer]) -> None:
     for answer in hostile_answers:
-        assert answer.status_code == 200
+        assert answer.status == 200
         for hostile in ("<script>alert", "<img src=x", "\x1b", "\u202e", "<b>"):
             assert hostile not in re.sub(r'(value|content)="[^"]*"', "", answer.text)
         assert "default-src 'none'" in answer.headers["content-security-policy"]

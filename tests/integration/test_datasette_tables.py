@@ -16,19 +16,14 @@ import pytest
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from asked import answers
-from browsed import Browsed, make_browsed_ledger
+from browsed import Browsed
+from pages import get, get_all
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph
 from ttasks.datasette_plugin import cells
 from ttasks.datasette_plugin.ledgers import is_ledger
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import COLUMNS, LISTED, TABLES
 from ttasks.log.migrate import APPLICATION_ID
-
-
-@pytest.fixture(scope="module")
-def browsed(tmp_path_factory: pytest.TempPathFactory) -> Browsed:
-    return make_browsed_ledger(tmp_path_factory.mktemp("browsed") / "ledger.db", wide=12)
 
 
 @pytest.fixture
@@ -60,8 +55,8 @@ def test_every_column_of_every_table_is_described_and_no_other(browsed: Browsed)
 
 
 def test_tables_are_described_and_sorted_newest_first(browsed: Browsed) -> None:
-    database, tasks, log, view = answers(
-        [browsed.path], "/ledger", "/ledger/tasks", "/ledger/events.json?_shape=array", "/ledger/task_output"
+    database, tasks, log, view = get_all(
+        browsed.path, "/ledger", "/ledger/tasks", "/ledger/events.json?_shape=array", "/ledger/task_output"
     )
     assert "A ledger of ttasks" in database.text
     assert "_sqlite_migrations" not in database.text.split("hidden table")[0]
@@ -75,16 +70,16 @@ def test_tables_are_described_and_sorted_newest_first(browsed: Browsed) -> None:
 
 def test_a_configuration_goes_before_what_the_plugin_says(browsed: Browsed) -> None:
     own = {"databases": {"ledger": {"tables": {"tasks": {"description": "our words", "sort": "title"}}}}}
-    (tasks,) = answers([browsed.path], "/ledger/tasks", metadata=own)
+    tasks = get(browsed.path, "/ledger/tasks", metadata=own)
     assert "our words" in tasks.text
     assert TABLES["tasks"] not in tasks.text
-    (untouched,) = answers([browsed.path], "/ledger/tasks")
+    untouched = get(browsed.path, "/ledger/tasks")
     assert TABLES["tasks"] in untouched.text, "nothing of one Datasette is left in the next"
 
 
 def test_values_read_as_people_say_them(browsed: Browsed) -> None:
-    attempts, task, log, printed = answers(
-        [browsed.path],
+    attempts, task, log, printed = get_all(
+        browsed.path,
         "/ledger/attempts?status=failed",
         f"/ledger/tasks/{browsed.solo}",
         "/ledger/events?type=RunnerStarted",
@@ -110,8 +105,8 @@ def test_no_value_becomes_markup_or_steers_anything(browsed: Browsed) -> None:
     addresses = [f"/ledger/{name}?_size=max" for name in TABLES]
     addresses += [f"/ledger/{name}" for name in QUERIES]
     addresses += [f"/ledger/tasks/{browsed.hostile_task}", "/ledger", "/"]
-    for address, answer in zip(addresses, answers([browsed.path], *addresses), strict=True):
-        assert answer.status_code == 200, address
+    for address, answer in zip(addresses, get_all(browsed.path, *addresses), strict=True):
+        assert answer.status == 200, address
         cells_shown = re.sub(r"<(textarea|title)\b.*?</\1>", "", answer.text, flags=re.S)
         for hostile in ("<script>alert", "<img src=x", "\x1b", "\u202e"):
             assert hostile not in re.sub(r'href="[^"]*"', "", cells_shown), (address, hostile)
@@ -159,7 +154,7 @@ OF_OTHERS = ["/", "/other", "/other/tasks", "/other/tasks/1", "/other/tasks.json
 
 @pytest.fixture
 def alone(without_the_plugin: None, other: Path) -> list[str]:
-    return [answer.text for answer in answers([other], *OF_OTHERS)]
+    return [answer.text for answer in get_all(other, *OF_OTHERS)]
 
 
 def test_databases_that_are_no_ledgers_are_left_as_they_are(
@@ -169,7 +164,7 @@ def test_databases_that_are_no_ledgers_are_left_as_they_are(
 
     pm.register(plugin, "ttasks")
     try:
-        together = [answer.text for answer in answers([other], *OF_OTHERS)]
+        together = [answer.text for answer in get_all(other, *OF_OTHERS)]
     finally:
         pm.unregister(name="ttasks")
 
@@ -182,7 +177,7 @@ def test_databases_that_are_no_ledgers_are_left_as_they_are(
 
 
 def test_a_ledger_beside_another_database_changes_nothing_of_that(browsed: Browsed, other: Path) -> None:
-    home, database, table, asked, own = answers(
+    home, database, table, asked, own = get_all(
         [browsed.path, other], "/", "/other", "/other/tasks", "/other?sql=select+*+from+tasks", "/ledger"
     )
     assert home.text.count("What ran in this ledger") == 1
@@ -197,13 +192,13 @@ def test_a_ledger_beside_another_database_changes_nothing_of_that(browsed: Brows
 
 
 def test_menus_of_a_ledger_lead_to_its_pages_for_those_who_may_see_them(browsed: Browsed) -> None:
-    database, table = answers([browsed.path], "/ledger", "/ledger/tasks")
+    database, table = get_all(browsed.path, "/ledger", "/ledger/tasks")
     for answer in (database, table):
         assert '<a href="/-/ttasks/ledger/search">Search this ledger</a>' in answer.text
     partly = {"databases": {"ledger": {"tables": {"events": {"allow": False}}}}}
-    database, table = answers([browsed.path], "/ledger", "/ledger/tasks", metadata=partly)
+    database, table = get_all(browsed.path, "/ledger", "/ledger/tasks", metadata=partly)
     for answer in (database, table):
-        assert answer.status_code == 200
+        assert answer.status == 200
         assert "Search this ledger</a>" not in answer.text
         assert "What ran in this ledger →" not in answer.text
 
@@ -212,8 +207,8 @@ def test_menus_of_a_ledger_lead_to_its_pages_for_those_who_may_see_them(browsed:
 
 
 def _rows(path: Path, address: str) -> list[dict[str, Any]]:
-    (answer,) = answers([path], address)
-    assert answer.status_code == 200, answer.text
+    answer = get(path, address)
+    assert answer.status == 200, answer.text
     found: list[dict[str, Any]] = answer.json()
     return found
 
@@ -228,8 +223,8 @@ def test_each_query_answers_as_page_json_and_csv_with_and_without_parameters(bro
     parameters = QUERIES[name].parameters
     empty = "&".join(f"{each}=" for each in parameters)
     nothing = "&".join(f"{each}=9999" for each in parameters)
-    page, rows, csv, same, none = answers(
-        [browsed.path],
+    page, rows, csv, same, none = get_all(
+        browsed.path,
         f"/ledger/{name}",
         f"/ledger/{name}.json?_shape=array",
         f"/ledger/{name}.csv",
@@ -381,20 +376,18 @@ def test_the_search_goes_by_titles_commands_and_errors(browsed: Browsed) -> None
 
 def test_queries_are_not_for_those_who_may_not_see_what_they_read(browsed: Browsed) -> None:
     partly = {"databases": {"ledger": {"tables": {"events": {"allow": False}}}}}
-    database, *found = answers(
-        [browsed.path], "/ledger", *(f"/ledger/{name}.json" for name in QUERIES), metadata=partly
-    )
+    database, *found = get_all(browsed.path, "/ledger", *(f"/ledger/{name}.json" for name in QUERIES), metadata=partly)
     assert "Failures since" not in database.text
-    assert {answer.status_code for answer in found} == {404}
+    assert {answer.status for answer in found} == {404}
 
 
 def test_a_query_of_the_configuration_goes_before_one_of_ours(browsed: Browsed) -> None:
     own = {"databases": {"ledger": {"queries": {"search": {"sql": "select 42 as theirs"}}}}}
-    search, failures = answers(
-        [browsed.path], "/ledger/search.json?_shape=array", "/ledger/failures_since.json", metadata=own
+    search, failures = get_all(
+        browsed.path, "/ledger/search.json?_shape=array", "/ledger/failures_since.json", metadata=own
     )
     assert search.json() == [{"theirs": 42}]
-    assert failures.status_code == 200
+    assert failures.status == 200
 
 
 # --- nothing is written ----------------------------------------------------------------------------------------------
@@ -415,8 +408,8 @@ def test_looking_at_everything_writes_nothing(browsed: Browsed) -> None:
         addresses = ["/", "/ledger", "/-/ttasks/ledger", "/-/ttasks/ledger/search?q=e&output=1&since=2020-01-01"]
         addresses += [f"/ledger/{name}" for name in (*TABLES, *QUERIES)]
         addresses += [f"/ledger/tasks/{browsed.solo}", "/ledger/task_output?_facet=stream&_sort_desc=position"]
-        for address, answer in zip(addresses, answers([browsed.path], *addresses), strict=True):
-            assert answer.status_code == 200, address
+        for address, answer in zip(addresses, get_all(browsed.path, *addresses), strict=True):
+            assert answer.status == 200, address
         assert _traces(browsed.path) == before
         assert kept_open.tasks.get(browsed.solo) is not None
 
@@ -473,6 +466,6 @@ def test_a_ledger_of_a_newer_ttasks_is_not_described_but_not_written_to_either(t
 
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         asyncio.run(execute())
-    (page,) = answers([path], "/ledger")
-    assert page.status_code == 200
+    page = get(path, "/ledger")
+    assert page.status == 200
     assert "ttasks" not in page.text
