@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -884,6 +885,29 @@ def test_ctrl_c_right_after_a_commit_concerns_only_who_it_hit(log: EventLog, com
     callers = append_behind_a_commit(log, commits, [new_task(str(number)) for number in range(5)])
 
     check_only_one_was_interrupted(log, callers, is_written=True)
+
+
+@pytest.mark.parametrize("calls", range(1, 7))
+def test_ctrl_c_in_any_function_that_runs_after_a_commit_has_nobody_committed_again(
+    log: EventLog, commits: Commits, calls: int
+) -> None:
+    left = calls
+
+    def press(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        left -= event == "call" and frame.f_code.co_filename == event_log.__file__
+        if left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    commits.after = lambda _: sys.settrace(press) if len(commits.groups) > 1 and commits.groups[-1] == 4 else None
+    log.append(Batch("task-shared", [created(), started()], 0))
+
+    callers = append_behind_a_commit(log, commits, [Batch("task-shared", [OUTPUT], None) for _ in range(5)])
+
+    assert {type(caller.raised) for caller in callers} <= {type(None), KeyboardInterrupt}
+    assert [kind for _, _, kind in contents(log)].count("TaskOutput") == 5
+    check_sound(log)
 
 
 def test_ctrl_c_right_after_a_commit_leaves_no_older_state_of_its_streams(
