@@ -25,7 +25,7 @@ STEPS_BETWEEN_LOOKS: Final = 10_000
 """How many of its instructions SQLite does before the time is looked at."""
 
 Answer = TypeVar("Answer")
-_READERS: WeakKeyDictionary[Any, Readers] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[Any, tuple[tuple[int, int], Readers]] = WeakKeyDictionary()
 _LOOKED_AT: WeakKeyDictionary[Any, tuple[bool, tuple[int, int] | None]] = WeakKeyDictionary()
 
 
@@ -76,30 +76,29 @@ class Ledger:
         return f"ttasks {words} --ledger {quote(str(self.path))}"
 
 
-def ledger_path_of(database: Any) -> Path | None:
-    """Return the file of one of Datasette's databases, when it is a ledger."""
-    if not database.path:
-        return None
-    path = Path(database.path)
-    try:
-        return path if files.schema_version(path) is not None else None
-    except (TtasksError, OSError):
-        return None
+def is_ledger_of_any_version(database: Any) -> bool:
+    """True when one of Datasette's databases is a ledger, also one that only a newer ttasks can read."""
+    return bool(database.path) and files.is_ledger(Path(database.path))
 
 
 def ledger_of(datasette: Any, name: str) -> Ledger | None:
     """Return the ledger that Datasette serves under a name; None: there is no such database, or it is no ledger.
 
+    It looks at the file, so it is for a thread.
+
     Raises:
         TtasksError: it is a ledger, and it can't be read.
     """
     database = datasette.databases.get(name)
-    path = ledger_path_of(database) if database is not None else None
-    if database is None or path is None:
+    if database is None or not is_ledger_of_any_version(database):
         return None
-    readers = _READERS.get(database)
-    if readers is None:
-        readers = _READERS[database] = Readers.open(path)
+    path = Path(database.path)
+    status = path.stat()
+    inode = status.st_dev, status.st_ino
+    known, readers = _READERS.get(database, (None, None))
+    if readers is None or known != inode:  # connections to a file that was replaced go on reading the old one
+        readers = Readers.open(path)
+        _READERS[database] = inode, readers
     return Ledger(name, path, readers, links_of(datasette, name))
 
 
@@ -123,9 +122,16 @@ def is_ledger(datasette: Any, name: str | None) -> bool:
         return False
     now = (found.st_mtime_ns, found.st_size)
     if seen != now:
-        known = ledger_path_of(database) is not None
+        known = _can_be_read(Path(database.path))
         _LOOKED_AT[database] = (known, now)
     return known
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        return files.schema_version(path) is not None
+    except TtasksError:
+        return False
 
 
 def ledger_names(datasette: Any) -> list[str]:
