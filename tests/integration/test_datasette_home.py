@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from freezegun import freeze_time
 
 from browsed import HOSTILE, Browsed
 from pages import get, get_all
-from ttasks import SQLiteStore, Task, TaskExecutionError, TaskExecutor, TaskGraph
+from ttasks import SQLiteStore, Task, TaskExecutionError, TaskExecutor, TaskGraph, clock
+from ttasks.datasette_plugin import home
 from ttasks.display import printable
 
 HOME = "/-/ttasks/ledger"
@@ -92,11 +94,18 @@ def test_the_home_of_a_ledger_in_which_nothing_ran_says_so(tmp_path: Path) -> No
     assert "event 1" in seen
 
 
-def test_the_home_is_live_and_its_token_changes_when_something_is_recorded(browsed: Browsed, tmp_path: Path) -> None:
+def test_the_home_is_live_and_its_token_changes_when_something_is_recorded_or_time_has_passed(
+    browsed: Browsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ledger.db"
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
     shutil.copy(browsed.path, path)
     before = get(f"{HOME}?_live=1", path).text
     assert get(f"{HOME}?_live=1", path).text == before
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=home.FOLLOWED_EVERY_S))
+    assert get(f"{HOME}?_live=1", path).text != before
+    monkeypatch.setattr(clock, "now", lambda: now)
     with SQLiteStore(path) as store:
         store.tasks.save(Task.bash("true"))
     assert get(f"{HOME}?_live=1", path).text != before

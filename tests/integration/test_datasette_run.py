@@ -98,7 +98,25 @@ def test_a_dead_run_is_shown_as_interrupted_with_what_resumes_it(browsed: Browse
         "unlock: pending, finally",
     ]
     assert "is gone" in answer.seen
-    assert get(f"{GRAPH}/{browsed.interrupted}?_live=1", browsed.path).text == '{"token": null}'
+
+
+def test_an_interrupted_run_is_live_because_somebody_may_go_on_with_it(browsed: Browsed) -> None:
+    page, live = get_all([f"{GRAPH}/{browsed.interrupted}{end}" for end in ("", "?_live=1")], browsed.path)
+    assert "interrupted" in live.text
+    assert "data-live" in page.text
+
+
+def test_a_graph_that_was_never_run_is_live_until_it_has_been(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store:
+        graph = TaskGraph(title="later")
+        graph.add(Task.bash("true", title="work"))
+        store.graphs.save(graph)
+        page, live = get_all([f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1"], path)
+        assert "pending" in live.text
+        assert "data-live" in page.text
+        graph.run(TaskExecutor(store))
+    assert get(f"{GRAPH}/{graph.id}?_live=1", path).text == '{"token": null}'
 
 
 def test_a_running_run_is_live_until_it_ends(browsed: Browsed, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from ttasks.datasette_plugin.ledgers import Ledger, Links, within
+from ttasks.datasette_plugin.ledgers import Ledger, Links, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import lines_of
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block, Line
 from ttasks.display import printable
-from ttasks.errors import DamagedLedgerError, NotFoundError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, NotFoundError
 from ttasks.events.codec import from_iso
 from ttasks.events.envelope import OpaqueEvent, RecordedEvent
 from ttasks.events.facts import TaskOutput
@@ -174,7 +174,12 @@ def _effects(readers: Readers, position: int) -> dict[str, Any]:
             "looked_to": last if head > last else None,
         }
 
-    return readers.ask(in_one_view(within(SECONDS_MAX, question)))
+    try:
+        return readers.ask(in_one_view(within(SECONDS_MAX, question)))
+    except LedgerUnwritableError as error:
+        if not is_too_long(error):
+            raise
+        return {"effects": [], "are_more": False, "reports": [], "looked_to": position}
 
 
 def _held(links: Links, event: RecordedEvent | None, data: str) -> dict[str, Any]:

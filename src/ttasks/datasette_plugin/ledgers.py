@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from datasette.utils import tilde_encode
 
-from ttasks.errors import TtasksError
+from ttasks.errors import LedgerUnwritableError, TtasksError
 from ttasks.log import files
 from ttasks.log.projection import TABLES
 from ttasks.log.reading import Readers
@@ -151,6 +152,11 @@ def within(seconds: float, question: Callable[[Any], Answer]) -> Callable[[Any],
             connection.set_progress_handler(None, 0)
 
     return asked
+
+
+def is_too_long(error: LedgerUnwritableError) -> bool:
+    """True where a question was given up on because it took too long (see `within`)."""
+    return getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
 async def may_see(datasette: Any, actor: Any, name: str) -> bool:

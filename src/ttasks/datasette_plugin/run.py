@@ -33,6 +33,7 @@ TOLD_MAX: Final = 10
 ROWS_MAX: Final = 200
 """How many tasks the timeline and the table show, unless all are asked for."""
 LAST_LINES: Final = 5
+ENDED: Final = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED)
 NOT_WELL: Final = (TaskStatus.FAILED, TaskStatus.INTERRUPTED)
 
 
@@ -114,20 +115,26 @@ def page(ledger: Ledger, asked: Asked) -> Page:
 
 
 def token(ledger: Ledger, asked: Asked) -> str | None:
-    """Return what changes when the page does; None once the run has ended, or is not the latest."""
+    """Return what changes when the page does; None once the run has ended, or is not the latest.
+
+    A graph that was never run may be run, and an interrupted run gone on with.
+    """
     graph_id, number = asked.parts["id"], asked.number("run")
     runs = ledger.readers.runs(graph_id, newest_first=True, limit=1)
-    if not runs or (number is not None and runs[0].run != number):
+    if number is not None and (not runs or runs[0].run != number):
         return None
-    status = Leftovers(ledger.readers).run_status(runs[0])
-    if status is not RunStatus.RUNNING:
+    status = Leftovers(ledger.readers).run_status(runs[0]) if runs else None
+    if status in ENDED:
         return None
     versions = (
         "SELECT graphs.version, (SELECT sum(tasks.version) FROM graph_tasks JOIN tasks ON tasks.id = task_id"
         " WHERE graph_id = graphs.id) FROM graphs WHERE graphs.id = ?"
     )
-    ((graph, tasks),) = ledger.readers.ask(lambda connection: connection.execute(versions, [graph_id]).fetchall())
-    return f"{graph} {tasks} {int(clock.now().timestamp()) // FOLLOWED_EVERY_S}"
+    found = ledger.readers.ask(lambda connection: connection.execute(versions, [graph_id]).fetchone())
+    if found is None:
+        return None
+    moment = int(clock.now().timestamp()) // FOLLOWED_EVERY_S if status is RunStatus.RUNNING else "-"
+    return f"{found[0]} {found[1]} {status or 'pending'} {moment}"
 
 
 def _shown(ledger: Ledger, asked: Asked) -> _Shown:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ttasks.datasette_plugin.ledgers import Ledger, within
+from ttasks.datasette_plugin.ledgers import Ledger, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.datasette_plugin.printed import outputs
 from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError
 from ttasks.events.codec import iso
@@ -195,7 +196,7 @@ def _search_rows(ledger: Ledger, wanted: Wanted, found: Found) -> None:
         tasks = _asked(ledger, *_tasks_query(wanted))
         graphs = _asked(ledger, *_graphs_query(wanted)) if "title" in wanted.fields else []
     except LedgerUnwritableError as error:
-        if getattr(error.__cause__, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
+        if not is_too_long(error):
             raise
         found.notes.append(
             f"Titles, commands and errors could not be searched within {SECONDS_MAX:.0f} s: choose a graph, or times."
@@ -336,6 +337,6 @@ def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, TaskOut
         streams = [(f"task-{task_id}", attempt) for task_id, attempt in attempts]
     for stream, attempt in streams:
         wanted_events = EventFilter(stream=stream, types=(TaskOutput.__name__,), after=after, before=before)
-        for event in readers.matching(wanted_events):
-            if isinstance(event.fact, TaskOutput) and attempt in (None, event.fact.attempt):
-                yield event.stream.removeprefix("task-"), event.position, event.fact
+        for event, fact in outputs(readers, wanted_events):
+            if attempt in (None, fact.attempt):
+                yield event.stream.removeprefix("task-"), event.position, fact
