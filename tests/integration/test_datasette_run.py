@@ -106,6 +106,23 @@ def test_an_interrupted_run_is_live_because_somebody_may_go_on_with_it(browsed: 
     assert "data-live" in page.text
 
 
+def test_titles_that_sqlite_can_not_hold_as_they_are_read_alike_on_every_page(tmp_path: Path) -> None:
+    path, title = tmp_path / "ledger.db", "null\0 and half a pair \ud800"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph(title=title)
+        graph.add(Task.bash("exit 1", title="work"))
+        graph.run(executor)
+        again = graph.retry()
+        again.run(executor)
+        (event,) = store.history(again)[:1]
+    home, run, search = "/-/ttasks/ledger", f"{GRAPH}/{graph.id}", "/-/ttasks/ledger/search?q=work&output=1"
+    *others, of_event = get_all([home, run, search, f"{home}/event/{event.position}"], path)
+    for answer in others:
+        assert printable(title) in answer.seen
+        assert "\\u0000" not in answer.seen
+    assert f"graph {printable(title)}" in of_event.seen
+
+
 def test_a_graph_that_was_never_run_is_live_until_it_has_been(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with SQLiteStore(path) as store:

@@ -215,7 +215,8 @@ def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int
 def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
     ids = list({id_ for id_ in graph_ids if id_ is not None})
     query = f"SELECT id, title FROM graphs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
-    return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
+    found = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
+    return {id_: rows.from_text(title) for id_, title in found}
 
 
 def _last_check(ledger: Ledger, position: int) -> LastCheck | None:

@@ -337,6 +337,6 @@ def _title(ledger: Ledger, graph_id: str | None) -> tuple[str, str] | None:
 def _retried_as(ledger: Ledger, graph_id: str) -> list[tuple[str, str]]:
     def question(connection: sqlite3.Connection) -> list[tuple[str, str]]:
         query = "SELECT id, title FROM graphs WHERE derived_from = ? ORDER BY created_at, id"
-        return connection.execute(query, [graph_id]).fetchall()
+        return [(id_, rows.from_text(title)) for id_, title in connection.execute(query, [graph_id])]
 
     return ledger.readers.ask(in_one_view(question))

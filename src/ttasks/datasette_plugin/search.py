@@ -147,7 +147,6 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "graphs": _graphs(ledger, wanted.graph),
         "with_output": with_output,
         "local": lambda moment: moment.astimezone().strftime("%Y-%m-%dT%H:%M") if moment is not None else "",
-        "hits_max": HITS_MAX,
     }
     return Page("search.html", f"Search: {printable(wanted.text)}" if text else "Search", context)
 
@@ -185,7 +184,7 @@ def _graphs(ledger: Ledger, chosen: str | None) -> list[tuple[str, str]]:
         " (SELECT id FROM graphs WHERE is_deleted = 0 ORDER BY created_at DESC LIMIT ?) ORDER BY created_at DESC"
     )
     found = ledger.readers.ask(lambda connection: connection.execute(query, [chosen, GRAPHS_OFFERED]).fetchall())
-    return [(row[0], rows.from_text(row[1]) if row[1] else "") for row in found]
+    return [(id_, rows.from_text(title)) for id_, title, _ in found]
 
 
 # --- titles, commands and errors -------------------------------------------------------------------------------------
@@ -307,7 +306,7 @@ def _search_output(ledger: Ledger, wanted: Wanted, found: Found) -> None:
     ids = list({each.task_id for each in found.printed})
     query = f"SELECT id, title FROM tasks WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
     titles = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
-    found.titles = {id_: rows.from_text(title) if title else "" for id_, title in titles}
+    found.titles = {id_: rows.from_text(title) for id_, title in titles}
 
 
 def _add_printed(wanted: Wanted, found: Found, key: tuple[str, int, str], position: int, lines: Sequence[str]) -> None:
