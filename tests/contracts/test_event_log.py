@@ -809,6 +809,26 @@ def test_where_a_shared_commit_fails_each_append_is_tried_alone(log: EventLog, c
     check_sound(log)
 
 
+def test_appends_that_wait_for_another_process_together_wait_once(
+    file_log: EventLog, commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def never(_: WriterLock, timeout_s: float) -> bool:
+        waits.append(timeout_s)
+        return False
+
+    commits.before = lambda _: monkeypatch.setattr(WriterLock, "acquire", never) if len(file_log._queue) > 1 else None
+
+    callers = append_behind_a_commit(file_log, commits, [new_task(str(number)) for number in range(5)])
+
+    assert sorted(type(caller.raised).__name__ for caller in callers) == ["LedgerUnwritableError"] * 4 + ["NoneType"]
+    assert len(waits) == 1
+    monkeypatch.undo()
+    file_log.append(new_task("afterwards"))
+    check_sound(file_log)
+
+
 def test_eight_threads_lose_nothing_and_count_without_gaps(log: EventLog, commits: Commits) -> None:
     log.append(Batch("task-shared", [created(), started()], 0))
     barrier = threading.Barrier(8)

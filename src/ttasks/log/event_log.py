@@ -85,6 +85,10 @@ class _Request:
             self._turn.release()
 
 
+class _NoTurnError(LedgerUnwritableError):
+    """Another process did not let go of the ledger in time."""
+
+
 class _Turn:
     """Inside a `with`, no other process writes; in memory there is none."""
 
@@ -100,7 +104,7 @@ class _Turn:
             LedgerUnwritableError: it took too long.
         """
         if self._lock is not None and not self._lock.acquire(self._timeout_s):
-            raise LedgerUnwritableError(
+            raise _NoTurnError(
                 f"the ledger {self._path} was locked by another process for {self._timeout_s:g} seconds; "
                 "nothing was written. Try again when it is done, or raise busy_timeout"
             )
@@ -392,7 +396,10 @@ class EventLog:
                 request.wake()
 
     def _commit(self, group: list[_Request]) -> None:
-        """Settle every request of the group in one commit; where that fails, each gets one of its own later."""
+        """Settle every request of the group in one commit; where that fails, each gets one of its own later.
+
+        Where it was not this process's turn in time, it fails for all of them.
+        """
         committed: list[Outcomes] = []
         for place, request in enumerate(group, -len(group)):  # from the end: its first may be to register this process
             request.go_with(committed, place)
@@ -403,6 +410,8 @@ class EventLog:
                 group[0].error = error
             for request in group:
                 request.goes_alone = True
+                if isinstance(error, _NoTurnError):  # each of them has waited as long as it may
+                    request.error = LedgerUnwritableError(str(error))
 
     def _commit_together(self, group: list[_Request], committed: list[Outcomes]) -> None:
         registers: str | None = None
