@@ -123,6 +123,19 @@ def test_titles_that_sqlite_can_not_hold_as_they_are_read_alike_on_every_page(tm
     assert f"graph {printable(title)}" in of_event.seen
 
 
+def test_what_was_deleted_is_shown_and_nothing_is_advised_that_would_be_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph(title="gone")
+        graph.add(Task.bash("exit 1", title="work"))
+        graph.run(executor)
+        assert "ttasks retry" in get(f"{GRAPH}/{graph.id}", path).seen
+        del store.graphs[graph.id]
+    answer = get(f"{GRAPH}/{graph.id}", path)
+    assert "(deleted)" in answer.seen
+    assert "ttasks retry" not in answer.seen
+
+
 def test_a_graph_that_was_never_run_is_live_until_it_has_been(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with SQLiteStore(path) as store:

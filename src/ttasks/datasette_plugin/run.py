@@ -301,7 +301,7 @@ def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:
 
 def _commands(ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun]) -> list[tuple[str, str]]:
     """Return what a person may do next: (what it does, the command)."""
-    if not shown.is_latest:
+    if not shown.is_latest or shown.graph.is_deleted:
         return []
     command, id_ = ledger.command, shown.graph.id
     asking = [each for each in members if each.status is TaskStatus.INTERRUPTED and _asks(shown, each)]

@@ -110,7 +110,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "task": task,
         "status": status,
         "note": note,
-        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED else [],
+        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED and not task.is_deleted else [],
         "payload": Block.of(task.payload),
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
