@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -829,6 +830,26 @@ def test_where_a_shared_commit_fails_each_append_is_tried_alone(log: EventLog, c
     check_sound(log)
 
 
+def test_appends_that_wait_for_another_process_together_wait_once(
+    file_log: EventLog, commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def never(_: WriterLock, timeout_s: float) -> bool:
+        waits.append(timeout_s)
+        return False
+
+    commits.before = lambda _: monkeypatch.setattr(WriterLock, "acquire", never) if len(file_log._queue) > 1 else None
+
+    callers = append_behind_a_commit(file_log, commits, [new_task(str(number)) for number in range(5)])
+
+    assert sorted(type(caller.raised).__name__ for caller in callers) == ["LedgerUnwritableError"] * 4 + ["NoneType"]
+    assert len(waits) == 1
+    monkeypatch.undo()
+    file_log.append(new_task("afterwards"))
+    check_sound(file_log)
+
+
 def test_eight_threads_lose_nothing_and_count_without_gaps(log: EventLog, commits: Commits) -> None:
     log.append(Batch("task-shared", [created(), started()], 0))
     barrier = threading.Barrier(8)
@@ -938,6 +959,29 @@ def test_ctrl_c_between_a_commit_and_its_note_takes_nothing_back(
     log.append(new_task("b"))
 
     assert [stream for stream, _, _ in contents(log)] == ["task-a", "task-b"]
+    check_sound(log)
+
+
+@pytest.mark.parametrize("calls", range(1, 7))
+def test_ctrl_c_in_any_function_that_runs_after_a_commit_has_nobody_committed_again(
+    log: EventLog, commits: Commits, calls: int
+) -> None:
+    left = calls
+
+    def press(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        left -= event == "call" and frame.f_code.co_filename == event_log.__file__
+        if left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    commits.after = lambda _: sys.settrace(press) if len(commits.groups) > 1 and commits.groups[-1] == 4 else None
+    log.append(Batch("task-shared", [created(), started()], 0))
+
+    callers = append_behind_a_commit(log, commits, [Batch("task-shared", [OUTPUT], None) for _ in range(5)])
+
+    assert {type(caller.raised) for caller in callers} <= {type(None), KeyboardInterrupt}
+    assert [kind for _, _, kind in contents(log)].count("TaskOutput") == 5
     check_sound(log)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pages import get_all
 from ttasks import NotALedgerError, SQLiteStore, Task, TaskExecutor
 from ttasks.log import files
 from ttasks.log.reading import Readers
@@ -42,7 +43,11 @@ def ask_for_the_version(path: Path) -> None:
     assert files.schema_version(path) is not None
 
 
-@pytest.mark.parametrize("look", [read_only, open_readers, ask_for_the_version])
+def browse(path: Path) -> None:
+    assert [answer.status for answer in get_all(["/ledger/tasks", "/-/ttasks/ledger"], path)] == [200, 200]
+
+
+@pytest.mark.parametrize("look", [read_only, open_readers, ask_for_the_version, browse])
 def test_what_a_writer_records_is_kept_though_its_own_process_looked_and_others_came_and_went(
     tmp_path: Path, look: Callable[[Path], None]
 ) -> None:

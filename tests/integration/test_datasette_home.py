@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasette.app import Datasette
 from freezegun import freeze_time
 
 from browsed import HOSTILE, Browsed
 from pages import get, get_all
-from ttasks import SQLiteStore, Task, TaskExecutionError, TaskExecutor
+from ttasks import SQLiteStore, Task, TaskExecutionError, TaskExecutor, TaskGraph, clock
+from ttasks.datasette_plugin import home
 from ttasks.display import printable
 
 HOME = "/-/ttasks/ledger"
@@ -89,16 +94,23 @@ def test_the_home_of_a_ledger_in_which_nothing_ran_says_so(tmp_path: Path) -> No
     assert "event 1" in seen
 
 
-def test_the_home_is_live_and_its_token_changes_when_something_is_recorded(browsed: Browsed, tmp_path: Path) -> None:
+def test_the_home_is_live_and_its_token_changes_when_something_is_recorded_or_time_has_passed(
+    browsed: Browsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ledger.db"
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
     shutil.copy(browsed.path, path)
     before = get(path, f"{HOME}?_live=1").text
     assert get(path, f"{HOME}?_live=1").text == before
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=home.FOLLOWED_EVERY_S))
+    assert get(path, f"{HOME}?_live=1").text != before
+    monkeypatch.setattr(clock, "now", lambda: now)
     with SQLiteStore(path) as store:
         store.tasks.save(Task.bash("true"))
     assert get(path, f"{HOME}?_live=1").text != before
     ((_, main),) = [(tag, attributes) for tag, attributes in get(path, HOME).page.tags if tag == "main"]
-    assert main["data-live"] == f"{HOME}?_live=1"
+    assert main["data-live"] == "?_live=1"  # relative to the page: a proxy may have put something before it
     assert main["data-token"]
 
 
@@ -116,7 +128,9 @@ def test_hostile_titles_are_text_and_nothing_else(browsed: Browsed) -> None:
 
 
 def test_own_pages_may_run_and_load_nothing_but_their_own(browsed: Browsed) -> None:
-    for path in (HOME, f"{HOME}/graph/{browsed.ok}", f"{HOME}/graph/nothing", "/-/ttasks/ledger?_live=1"):
+    output = f"{HOME}/task/{browsed.solo}/attempt/1/output.txt"
+    leading = ["/-/ttasks", f"{HOME}/search?q={browsed.solo}"]
+    for path in (HOME, f"{HOME}/graph/{browsed.ok}", f"{HOME}/graph/nothing", f"{HOME}?_live=1", output, *leading):
         headers = get(browsed.path, path).headers
         assert headers["content-security-policy"].startswith("default-src 'none'; ")
         assert "unsafe" not in headers["content-security-policy"]
@@ -146,6 +160,58 @@ def test_what_datasette_does_not_know_is_not_found_and_not_printed(browsed: Brow
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == ""
+
+
+def test_a_ledger_that_is_replaced_while_it_is_served_is_shown_as_it_is_now(tmp_path: Path) -> None:
+    path, other = tmp_path / "ledger.db", tmp_path / "other.db"
+    for file, title in ((path, "before"), (other, "after")):
+        with SQLiteStore(file) as store:
+            TaskGraph(title=title).run(TaskExecutor(store))
+
+    async def ask() -> list[str]:
+        datasette = Datasette([str(path)])
+        with SQLiteStore(path):  # so that its readers keep their connections
+            first = await datasette.client.get(HOME)
+            other.replace(path)
+        return [first.text, (await datasette.client.get(HOME)).text]
+
+    first, second = asyncio.run(ask())
+    assert (">before<" in first, ">after<" in first) == (True, False)
+    assert (">before<" in second, ">after<" in second) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("page", "damage"),
+    [
+        ("graph/{failed}", "UPDATE attempts SET started_at = 'soon'"),
+        ("search?q=copy", "UPDATE tasks SET created_at = 'soon'"),
+        ("task/{hostile_task}", "UPDATE graph_tasks SET retry_policy = '[]'"),
+        ("", "DELETE FROM graphs"),
+    ],
+)
+def test_a_page_that_damaged_rows_can_not_be_made_into_says_so_and_is_no_more_open_than_others(
+    browsed: Browsed, tmp_path: Path, page: str, damage: str
+) -> None:
+    path = tmp_path / "ledger.db"
+    shutil.copy(browsed.path, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(damage)
+    answer = get(path, f"{HOME}/{page.format(**vars(browsed))}".rstrip("/"))
+    assert answer.status == 500
+    assert "ttasks verify" in answer.seen
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; ")
+
+
+def test_who_may_not_see_a_ledger_is_not_told_where_it_is_either(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    SQLiteStore(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    refused, told = get(path, HOME, metadata={"allow": False}), get(path, HOME)
+    assert (refused.status, told.status) == (403, 500)
+    assert "schema_version" not in refused.text
+    assert "a newer ttasks made it" in told.seen
 
 
 def test_a_name_that_needs_escaping_in_an_address_is_found(browsed: Browsed, tmp_path: Path) -> None:

@@ -98,7 +98,55 @@ def test_a_dead_run_is_shown_as_interrupted_with_what_resumes_it(browsed: Browse
         "unlock: pending, finally",
     ]
     assert "is gone" in answer.seen
-    assert get(browsed.path, f"{GRAPH}/{browsed.interrupted}?_live=1").text == '{"token": null}'
+
+
+def test_an_interrupted_run_is_live_because_somebody_may_go_on_with_it(browsed: Browsed) -> None:
+    page, live = get_all(browsed.path, *([f"{GRAPH}/{browsed.interrupted}{end}" for end in ("", "?_live=1")]))
+    assert "interrupted" in live.text
+    assert "data-live" in page.text
+
+
+def test_titles_that_sqlite_can_not_hold_as_they_are_read_alike_on_every_page(tmp_path: Path) -> None:
+    path, title = tmp_path / "ledger.db", "null\0 and half a pair \ud800"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph(title=title)
+        graph.add(Task.bash("exit 1", title="work"))
+        graph.run(executor)
+        again = graph.retry()
+        again.run(executor)
+        (event,) = store.history(again)[:1]
+    home, run, search = "/-/ttasks/ledger", f"{GRAPH}/{graph.id}", "/-/ttasks/ledger/search?q=work&output=1"
+    *others, of_event = get_all(path, home, run, search, f"{home}/event/{event.position}")
+    for answer in others:
+        assert printable(title) in answer.seen
+        assert "\\u0000" not in answer.seen
+    assert f"graph {printable(title)}" in of_event.seen
+
+
+def test_what_was_deleted_is_shown_and_nothing_is_advised_that_would_be_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        graph = TaskGraph(title="gone")
+        graph.add(Task.bash("exit 1", title="work"))
+        graph.run(executor)
+        assert "ttasks retry" in get(path, f"{GRAPH}/{graph.id}").seen
+        del store.graphs[graph.id]
+    answer = get(path, f"{GRAPH}/{graph.id}")
+    assert "(deleted)" in answer.seen
+    assert "ttasks retry" not in answer.seen
+
+
+def test_a_graph_that_was_never_run_is_live_until_it_has_been(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store:
+        graph = TaskGraph(title="later")
+        graph.add(Task.bash("true", title="work"))
+        store.graphs.save(graph)
+        page, live = get_all(path, f"{GRAPH}/{graph.id}", f"{GRAPH}/{graph.id}?_live=1")
+        assert "pending" in live.text
+        assert "data-live" in page.text
+        graph.run(TaskExecutor(store))
+    assert get(path, f"{GRAPH}/{graph.id}?_live=1").text == '{"token": null}'
 
 
 def test_a_running_run_is_live_until_it_ends(browsed: Browsed, tmp_path: Path) -> None:

@@ -283,8 +283,8 @@ def test_flaky_are_those_that_failed_and_then_succeeded(tmp_path: Path) -> None:
     }
 
 
-def test_runs_are_counted_per_day_and_outcome(browsed: Browsed) -> None:
-    found = {row["outcome"]: row for row in _asked(browsed.path, "runs_per_day")}
+def test_runs_are_counted_per_day_and_status(browsed: Browsed) -> None:
+    found = {row["status"]: row for row in _asked(browsed.path, "runs_per_day")}
     runs = _rows(browsed.path, "/ledger/runs.json?_shape=array&_size=max")
     assert sum(row["runs"] for row in found.values()) == len(runs)
     assert found["running"]["median_seconds"] is None
@@ -292,7 +292,7 @@ def test_runs_are_counted_per_day_and_outcome(browsed: Browsed) -> None:
     assert ok["average_seconds"] * ok["runs"] == pytest.approx(ok["total_seconds"])
     assert 0 < ok["median_seconds"] <= ok["total_seconds"]
     (nightly,) = _asked(browsed.path, "runs_per_day", graph="NIGHTL")
-    assert (nightly["outcome"], nightly["runs"]) == ("failed", 2)
+    assert (nightly["status"], nightly["runs"]) == ("failed", 2)
 
 
 def test_the_median_is_the_middle_or_the_mean_of_both(tmp_path: Path) -> None:

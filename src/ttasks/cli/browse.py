@@ -54,11 +54,6 @@ def browse(paths: Sequence[Path], port: int, *, opens: bool) -> int:
 
 def datasette_of(paths: Sequence[Path]) -> Datasette:
     """Return what shows these ledgers."""
-    from datasette import handle_exception  # at the top it would come before the plugins that it is one of
-
-    # Where Datasette finds rich, which ttasks needs for other things, it prints every exception with all local
-    # variables, that of each wrong address too, and fails at an address that no page has: nothing was raised there.
-    handle_exception.rich = None
     return Datasette([str(path) for path in dict.fromkeys(paths)], settings=dict(SETTINGS))
 
 

@@ -212,7 +212,7 @@ def _plain(stored: str) -> str:
         return stored
 
 
-_OF_STATES: Final = ("status", "result_status", "resolution", "outcome")
+_OF_STATES: Final = ("status", "result_status", "resolution")
 _OF_SECONDS: Final = ("duration", "result_duration", "timeout", "total_seconds", "average_seconds", "median_seconds")
 _OF_TIMES: Final = (
     *("recorded_at", "created_at", "started_at", "finished_at", "retry_due_at", "result_started_at"),

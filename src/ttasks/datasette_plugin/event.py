@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from ttasks.datasette_plugin.ledgers import Ledger, Links, within
+from ttasks.datasette_plugin.ledgers import Ledger, Links, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import lines_of
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block, Line
 from ttasks.display import printable
-from ttasks.errors import DamagedLedgerError, NotFoundError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, NotFoundError
 from ttasks.events.codec import from_iso
 from ttasks.events.envelope import OpaqueEvent, RecordedEvent
 from ttasks.events.facts import TaskOutput
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.query import ENVELOPE, POSITION_MAX
 from ttasks.log.reading import CHANGING_NOTHING, Readers, event_of, in_one_view
+from ttasks.state import rows
 
 EFFECTS_LOOKED_THROUGH: Final = 50_000
 """How many positions are looked through for events that this one led to: there is no index of causes."""
@@ -127,13 +128,15 @@ def _about(readers: Readers, links: Links, stream: str, position: int) -> About:
     if kind == "graph":
         query = "SELECT title FROM graphs WHERE id = ?"
         found = readers.ask(lambda connection: connection.execute(query, (id_,)).fetchone())
-        return About(f"graph {found[0] or id_}" if found is not None else stream, links.run(id_))
+        return About(f"graph {rows.from_text(found[0]) or id_}" if found is not None else stream, links.run(id_))
     if kind == "runner":
-        query = "SELECT position, user, host FROM runners WHERE id = ?"
+        query = "SELECT position FROM runners WHERE id = ?"
         found = readers.ask(lambda connection: connection.execute(query, (id_,)).fetchone())
-        if found is not None:
-            href = links.event(found[0]) if found[0] != position else links.table("runners", position=found[0])
-            return About(f"runner {found[1]}@{found[2]}", href)
+        runner = readers.runner(found[0]) if found is not None else None
+        if runner is not None:
+            is_this = runner.position == position
+            href = links.table("runners", position=position) if is_this else links.event(runner.position)
+            return About(f"runner {runner.user}@{runner.host}", href)
     return About(stream, links.home() if stream == "ledger" else None)
 
 
@@ -174,7 +177,12 @@ def _effects(readers: Readers, position: int) -> dict[str, Any]:
             "looked_to": last if head > last else None,
         }
 
-    return readers.ask(in_one_view(within(SECONDS_MAX, question)))
+    try:
+        return readers.ask(in_one_view(within(SECONDS_MAX, question)))
+    except LedgerUnwritableError as error:
+        if not is_too_long(error):
+            raise
+        return {"effects": [], "are_more": False, "reports": [], "looked_to": position}
 
 
 def _held(links: Links, event: RecordedEvent | None, data: str) -> dict[str, Any]:

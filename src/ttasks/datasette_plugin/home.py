@@ -28,6 +28,8 @@ LATEST_RUNS: Final = 20
 LATEST_TASKS: Final = 10
 LATEST_FAILURES: Final = 20
 FAILED_WITHIN: Final = timedelta(days=1)
+FOLLOWED_EVERY_S: Final = 30
+"""How often the home is made anew though nothing was recorded: times move on, and a runner may be gone unheard."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "head": (position, hash_.hex()),
         "head_at": next((event.recorded_at for event in readers.events(after=position - 1, limit=1)), None),
         "last_check": _last_check(ledger, position),
-        "now": now,
-        "commands": {"verify": ledger.command("verify"), "resume": ledger.command("resume")},
+        "verify": ledger.command("verify"),
     }
     return Page("home.html", f"{ledger.name}: what ran", context, token=token_now)
 
@@ -106,7 +107,8 @@ def token(ledger: Ledger, _: Asked) -> str | None:
     noted = checked.read(ledger.path)
     left = Leftovers(ledger.readers)
     alive = [graph_id for graph_id in ledger.readers.open_graphs() if _is_alive(ledger, left, graph_id)]
-    return f"{position} {len(alive)} {iso(noted.at) if noted is not None else 'never checked'}"
+    moment = int(clock.now().timestamp()) // FOLLOWED_EVERY_S
+    return f"{position} {len(alive)} {iso(noted.at) if noted is not None else 'never checked'} {moment}"
 
 
 def _is_alive(ledger: Ledger, left: Leftovers, graph_id: str) -> bool:
@@ -213,7 +215,8 @@ def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int
 def _titles(ledger: Ledger, graph_ids: Sequence[str | None]) -> dict[str, str]:
     ids = list({id_ for id_ in graph_ids if id_ is not None})
     query = f"SELECT id, title FROM graphs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
-    return dict(ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall()))
+    found = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
+    return {id_: rows.from_text(title) for id_, title in found}
 
 
 def _last_check(ledger: Ledger, position: int) -> LastCheck | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from datasette.utils import tilde_encode
 
-from ttasks.errors import TtasksError
+from ttasks.errors import LedgerUnwritableError, TtasksError
 from ttasks.log import files
 from ttasks.log.projection import TABLES
 from ttasks.log.reading import Readers
@@ -25,7 +26,7 @@ STEPS_BETWEEN_LOOKS: Final = 10_000
 """How many of its instructions SQLite does before the time is looked at."""
 
 Answer = TypeVar("Answer")
-_READERS: WeakKeyDictionary[Any, Readers] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[Any, tuple[tuple[int, int], Readers]] = WeakKeyDictionary()
 _LOOKED_AT: WeakKeyDictionary[Any, tuple[bool, tuple[int, int] | None]] = WeakKeyDictionary()
 
 
@@ -76,30 +77,29 @@ class Ledger:
         return f"ttasks {words} --ledger {quote(str(self.path))}"
 
 
-def ledger_path_of(database: Any) -> Path | None:
-    """Return the file of one of Datasette's databases, when it is a ledger."""
-    if not database.path:
-        return None
-    path = Path(database.path)
-    try:
-        return path.absolute() if files.schema_version(path) is not None else None
-    except (TtasksError, OSError):
-        return None
+def is_ledger_of_any_version(database: Any) -> bool:
+    """True when one of Datasette's databases is a ledger, also one that only a newer ttasks can read."""
+    return bool(database.path) and files.is_ledger(Path(database.path))
 
 
 def ledger_of(datasette: Any, name: str) -> Ledger | None:
     """Return the ledger that Datasette serves under a name; None: there is no such database, or it is no ledger.
 
+    It looks at the file, so it is for a thread.
+
     Raises:
         TtasksError: it is a ledger, and it can't be read.
     """
     database = datasette.databases.get(name)
-    path = ledger_path_of(database) if database is not None else None
-    if database is None or path is None:
+    if database is None or not is_ledger_of_any_version(database):
         return None
-    readers = _READERS.get(database)
-    if readers is None:
-        readers = _READERS[database] = Readers.open(path)
+    path = Path(database.path).absolute()
+    status = path.stat()
+    inode = status.st_dev, status.st_ino
+    known, readers = _READERS.get(database, (None, None))
+    if readers is None or known != inode:  # connections to a file that was replaced go on reading the old one
+        readers = Readers.open(path)
+        _READERS[database] = inode, readers
     return Ledger(name, path, readers, links_of(datasette, name))
 
 
@@ -123,9 +123,16 @@ def is_ledger(datasette: Any, name: str | None) -> bool:
         return False
     now = (found.st_mtime_ns, found.st_size)
     if seen != now:
-        known = ledger_path_of(database) is not None
+        known = _can_be_read(Path(database.path))
         _LOOKED_AT[database] = (known, now)
     return known
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        return files.schema_version(path) is not None
+    except TtasksError:
+        return False
 
 
 def ledger_names(datasette: Any) -> list[str]:
@@ -145,6 +152,11 @@ def within(seconds: float, question: Callable[[Any], Answer]) -> Callable[[Any],
             connection.set_progress_handler(None, 0)
 
     return asked
+
+
+def is_too_long(error: LedgerUnwritableError) -> bool:
+    """True where a question was given up on because it took too long (see `within`)."""
+    return getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
 async def may_see(datasette: Any, actor: Any, name: str) -> bool:

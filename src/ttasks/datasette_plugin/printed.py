@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ttasks.datasette_plugin.terminal import LINE_CHARACTERS_MAX, Line, Terminal
@@ -125,38 +125,25 @@ class Output:
     def _count(self, before: int | None = None) -> int:
         return self._readers.count_matching(self._wanted(before=before))
 
-    def _wanted(self, *, after: int | None = None, before: int | None = None) -> EventFilter:
+    def _wanted(
+        self, *, after: int | None = None, before: int | None = None, newest_first: bool = False
+    ) -> EventFilter:
         bounds = [bound for bound in (before, self._before) if bound is not None]
         return EventFilter(
             stream=self._stream,
             types=(TaskOutput.__name__,),
             after=max(self._after, after or 0),
             before=min(bounds) if bounds else None,
+            newest_first=newest_first,
         )
 
-    def _events(self, wanted: EventFilter, *, newest_first: bool) -> Iterator[tuple[RecordedEvent, TaskOutput]]:
-        after, before = wanted.after, wanted.before
-        while True:
-            some = EventFilter(
-                wanted.stream,
-                types=wanted.types,
-                after=after,
-                before=before,
-                newest_first=newest_first,
-                limit=EVENTS_AT_A_TIME,
-            )
-            found = list(self._readers.matching(some))
-            for event in found:
-                if isinstance(event.fact, TaskOutput) and event.fact.attempt == self._attempt:
-                    yield event, event.fact
-            if len(found) < EVENTS_AT_A_TIME:
-                return
-            after, before = (after, found[-1].position) if newest_first else (found[-1].position, before)
+    def _events(self, wanted: EventFilter) -> Iterator[tuple[RecordedEvent, TaskOutput]]:
+        return ((event, fact) for event, fact in outputs(self._readers, wanted) if fact.attempt == self._attempt)
 
     def _backwards(self, before: Point | None) -> Iterator[Piece]:
         """Yield what comes before a point (None: the end), latest first."""
         bound = before.position + 1 if before is not None else None
-        for event, fact in self._events(self._wanted(before=bound), newest_first=True):
+        for event, fact in self._events(self._wanted(before=bound, newest_first=True)):
             for piece in reversed(pieces_of(event, fact)):
                 if before is None or piece.end <= before:
                     yield piece
@@ -165,12 +152,25 @@ class Output:
 
     def _forwards(self, after: Point) -> Iterator[Piece]:
         """Yield what comes after a point."""
-        for event, fact in self._events(self._wanted(after=after.position - 1), newest_first=False):
+        for event, fact in self._events(self._wanted(after=after.position - 1)):
             for piece in pieces_of(event, fact):
                 if piece.at >= after:
                     yield piece
                 elif piece.end > after:
                     yield piece.cut(after.characters - piece.at.characters)
+
+
+def outputs(readers: Readers, wanted: EventFilter) -> Iterator[tuple[RecordedEvent, TaskOutput]]:
+    """Yield the events of output that are wanted, few of which are in memory at a time."""
+    while True:
+        found = list(readers.matching(replace(wanted, limit=EVENTS_AT_A_TIME)))
+        for event in found:
+            if isinstance(event.fact, TaskOutput):
+                yield event, event.fact
+        if len(found) < EVENTS_AT_A_TIME:
+            return
+        last = found[-1].position
+        wanted = replace(wanted, before=last) if wanted.newest_first else replace(wanted, after=last)
 
 
 class _Room:

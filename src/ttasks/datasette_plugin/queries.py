@@ -88,10 +88,10 @@ LIMIT 100""",
     ),
     "runs_per_day": Query(
         "Runs per day",
-        "How many runs of graphs began on a day (UTC), by outcome, and how long they took. since: a day, UTC; empty:"
+        "How many runs of graphs began on a day (UTC), by status, and how long they took. since: a day, UTC; empty:"
         " the last 7 days. graph: only graphs whose title holds this; empty: all.",
         f"""
-SELECT day, status AS outcome, count(*) AS runs, sum(seconds) AS total_seconds, avg(seconds) AS average_seconds,
+SELECT day, status, count(*) AS runs, sum(seconds) AS total_seconds, avg(seconds) AS average_seconds,
   avg(CASE WHEN place IN ((ended + 1) / 2, (ended + 2) / 2) THEN seconds END) AS median_seconds
 FROM (
   SELECT substr(runs.started_at, 1, 10) AS day, runs.status, {_SECONDS} AS seconds,
@@ -104,7 +104,7 @@ FROM (
   WHERE runs.started_at >= {_SINCE} AND graphs.title LIKE {_like("graph")}
 )
 GROUP BY day, status
-ORDER BY day DESC, outcome
+ORDER BY day DESC, status
 LIMIT 1000""",
         ("since", "graph"),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +16,10 @@ from ttasks.datasette_plugin import download, event, home, run, search, task
 from ttasks.datasette_plugin.download import Download
 from ttasks.datasette_plugin.ledgers import Ledger, is_ledger, ledger_of, links_of, may_see
 from ttasks.datasette_plugin.page import Asked, Page
-from ttasks.errors import NotFoundError, TtasksError
+from ttasks.errors import DamagedLedgerError, NotFoundError, TtasksError
 from ttasks.events.codec import iso
 from ttasks.events.status import TaskStatus
+from ttasks.log.reading import UNREADABLE
 
 POLICY: Final = "; ".join(
     [
@@ -38,6 +40,8 @@ HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+LOGGER: Final = logging.getLogger(__name__)
+VERIFY: Final = "`ttasks verify` says whether it is damaged"
 LIVE: Final = "_live"
 """The parameter that asks only for what changes when a page does."""
 
@@ -58,10 +62,10 @@ class View:
 async def allowed_ledgers(datasette: Any, actor: Any) -> list[Ledger]:
     """Return the ledgers that `actor` may see and that can be read."""
     found = []
-    for name in datasette.databases:
+    for name in list(datasette.databases):
         try:
-            ledger = ledger_of(datasette, name)
-        except TtasksError:
+            ledger = await asyncio.to_thread(ledger_of, datasette, name)
+        except (TtasksError, OSError):
             continue  # its own page says why
         if ledger is not None and await may_see(datasette, actor, name):
             found.append(ledger)
@@ -88,11 +92,11 @@ async def asked_ledger(datasette: Any, request: Any) -> Ledger:
     """
     route = tilde_decode(request.url_vars["database"])
     name = next((name for name, each in datasette.databases.items() if (each.route or name) == route), None)
-    ledger = ledger_of(datasette, name) if name is not None else None
-    if ledger is None:
-        raise NotFoundError(f"{route} is no ledger that is served here")
-    if not await may_see(datasette, request.actor, ledger.name):
+    if name is not None and not await may_see(datasette, request.actor, name):
         raise ForbiddenError("you may not see this ledger: that takes view-table of every table in it")
+    ledger = await asyncio.to_thread(ledger_of, datasette, name) if name is not None else None
+    if ledger is None:
+        raise NotFoundError(f"{route[:80]} is no ledger that is served here")
     return ledger
 
 
@@ -103,7 +107,7 @@ async def rendered(datasette: Any, request: Any, page: Page, ledger: Ledger | No
         "ledger": ledger,
         "links": ledger.links if ledger is not None else None,
         "token": page.token,
-        "live_url": _with_live(request),
+        "live_url": _live_url(request.query_string),
         "show": display,
         "iso": iso,
         "states": [str(status) for status in TaskStatus],
@@ -114,9 +118,9 @@ async def rendered(datasette: Any, request: Any, page: Page, ledger: Ledger | No
     return Response.html(body, status=page.status, headers=dict(HEADERS))
 
 
-def _with_live(request: Any) -> str:
-    path = request.full_path
-    return f"{path}{'&' if '?' in path else '?'}{LIVE}=1"
+def _live_url(query: str) -> str:
+    """Return where a page asks whether it has changed, relative to itself: Datasette may be behind a proxy's prefix."""
+    return f"?{query}&{LIVE}=1" if query else f"?{LIVE}=1"
 
 
 def shown(view: View) -> Callable[..., Awaitable[Any]]:
@@ -134,9 +138,12 @@ def shown(view: View) -> Callable[..., Awaitable[Any]]:
             if isinstance(page, Download):
                 return download.response(page, request.receive, HEADERS)
             if page.location is not None:
-                return Response.redirect(page.location)
+                return Response.redirect(page.location, headers=dict(HEADERS))
         except TtasksError as error:
             page = _refusal(error)
+        except (OSError, *UNREADABLE) as error:
+            LOGGER.exception("the page %s can't be made", request.path)
+            page = _refusal(DamagedLedgerError(f"something of this ledger can't be read ({error!r:.200}); {VERIFY}"))
         return await rendered(datasette, request, page, ledger)
 
     return respond
@@ -158,7 +165,7 @@ async def every_ledger(datasette: Any, request: Any) -> Response:
     """Lead to the only ledger, or list them."""
     allowed = await allowed_ledgers(datasette, request.actor)
     if len(allowed) == 1:
-        return Response.redirect(allowed[0].links.home())
+        return Response.redirect(allowed[0].links.home(), headers=dict(HEADERS))
     return await rendered(datasette, request, Page("ledgers.html", "Ledgers", {"ledgers": allowed}), None)
 
 

@@ -33,6 +33,7 @@ TOLD_MAX: Final = 10
 ROWS_MAX: Final = 200
 """How many tasks the timeline and the table show, unless all are asked for."""
 LAST_LINES: Final = 5
+ENDED: Final = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED)
 NOT_WELL: Final = (TaskStatus.FAILED, TaskStatus.INTERRUPTED)
 
 
@@ -114,20 +115,26 @@ def page(ledger: Ledger, asked: Asked) -> Page:
 
 
 def token(ledger: Ledger, asked: Asked) -> str | None:
-    """Return what changes when the page does; None once the run has ended, or is not the latest."""
+    """Return what changes when the page does; None once the run has ended, or is not the latest.
+
+    A graph that was never run may be run, and an interrupted run gone on with.
+    """
     graph_id, number = asked.parts["id"], asked.number("run")
     runs = ledger.readers.runs(graph_id, newest_first=True, limit=1)
-    if not runs or (number is not None and runs[0].run != number):
+    if number is not None and (not runs or runs[0].run != number):
         return None
-    status = Leftovers(ledger.readers).run_status(runs[0])
-    if status is not RunStatus.RUNNING:
+    status = Leftovers(ledger.readers).run_status(runs[0]) if runs else None
+    if status in ENDED:
         return None
     versions = (
         "SELECT graphs.version, (SELECT sum(tasks.version) FROM graph_tasks JOIN tasks ON tasks.id = task_id"
         " WHERE graph_id = graphs.id) FROM graphs WHERE graphs.id = ?"
     )
-    ((graph, tasks),) = ledger.readers.ask(lambda connection: connection.execute(versions, [graph_id]).fetchall())
-    return f"{graph} {tasks} {int(clock.now().timestamp()) // FOLLOWED_EVERY_S}"
+    found = ledger.readers.ask(lambda connection: connection.execute(versions, [graph_id]).fetchone())
+    if found is None:
+        return None
+    moment = int(clock.now().timestamp()) // FOLLOWED_EVERY_S if status is RunStatus.RUNNING else "-"
+    return f"{found[0]} {found[1]} {status or 'pending'} {moment}"
 
 
 def _shown(ledger: Ledger, asked: Asked) -> _Shown:
@@ -294,7 +301,7 @@ def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:
 
 def _commands(ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun]) -> list[tuple[str, str]]:
     """Return what a person may do next: (what it does, the command)."""
-    if not shown.is_latest:
+    if not shown.is_latest or shown.graph.is_deleted:
         return []
     command, id_ = ledger.command, shown.graph.id
     asking = [each for each in members if each.status is TaskStatus.INTERRUPTED and _asks(shown, each)]
@@ -330,6 +337,6 @@ def _title(ledger: Ledger, graph_id: str | None) -> tuple[str, str] | None:
 def _retried_as(ledger: Ledger, graph_id: str) -> list[tuple[str, str]]:
     def question(connection: sqlite3.Connection) -> list[tuple[str, str]]:
         query = "SELECT id, title FROM graphs WHERE derived_from = ? ORDER BY created_at, id"
-        return connection.execute(query, [graph_id]).fetchall()
+        return [(id_, rows.from_text(title)) for id_, title in connection.execute(query, [graph_id])]
 
     return ledger.readers.ask(in_one_view(question))

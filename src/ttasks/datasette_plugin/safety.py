@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from ttasks.datasette_plugin.ledgers import ledger_names, may_see
+from ttasks.datasette_plugin.ledgers import is_ledger_of_any_version, ledger_names, may_see
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import TABLES
-from ttasks.log.migrate import APPLICATION_ID
 
 WRITES: Final = frozenset(
     {
@@ -26,18 +24,6 @@ WRITES: Final = frozenset(
     }
 )
 """What Datasette 1.0 calls what would change a file."""
-
-
-def is_ledger_of_any_version(database: Any) -> bool:
-    """True when one of Datasette's databases is a ledger, also one that only a newer ttasks can read."""
-    if not database.path:
-        return False
-    try:
-        with Path(database.path).open("rb") as file:
-            header = file.read(72)
-    except OSError:
-        return False
-    return header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def protect(datasette: Any) -> None:

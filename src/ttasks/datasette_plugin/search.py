@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ttasks.datasette_plugin.ledgers import Ledger, within
+from ttasks.datasette_plugin.ledgers import Ledger, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.datasette_plugin.printed import outputs
 from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError
 from ttasks.events.codec import iso
@@ -146,7 +147,6 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "graphs": _graphs(ledger, wanted.graph),
         "with_output": with_output,
         "local": lambda moment: moment.astimezone().strftime("%Y-%m-%dT%H:%M") if moment is not None else "",
-        "hits_max": HITS_MAX,
     }
     return Page("search.html", f"Search: {printable(wanted.text)}" if text else "Search", context)
 
@@ -184,7 +184,7 @@ def _graphs(ledger: Ledger, chosen: str | None) -> list[tuple[str, str]]:
         " (SELECT id FROM graphs WHERE is_deleted = 0 ORDER BY created_at DESC LIMIT ?) ORDER BY created_at DESC"
     )
     found = ledger.readers.ask(lambda connection: connection.execute(query, [chosen, GRAPHS_OFFERED]).fetchall())
-    return [(row[0], rows.from_text(row[1]) if row[1] else "") for row in found]
+    return [(id_, rows.from_text(title)) for id_, title, _ in found]
 
 
 # --- titles, commands and errors -------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def _search_rows(ledger: Ledger, wanted: Wanted, found: Found) -> None:
         tasks = _asked(ledger, *_tasks_query(wanted))
         graphs = _asked(ledger, *_graphs_query(wanted)) if "title" in wanted.fields else []
     except LedgerUnwritableError as error:
-        if getattr(error.__cause__, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
+        if not is_too_long(error):
             raise
         found.notes.append(
             f"Titles, commands and errors could not be searched within {SECONDS_MAX:.0f} s: choose a graph, or times."
@@ -306,7 +306,7 @@ def _search_output(ledger: Ledger, wanted: Wanted, found: Found) -> None:
     ids = list({each.task_id for each in found.printed})
     query = f"SELECT id, title FROM tasks WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
     titles = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
-    found.titles = {id_: rows.from_text(title) if title else "" for id_, title in titles}
+    found.titles = {id_: rows.from_text(title) for id_, title in titles}
 
 
 def _add_printed(wanted: Wanted, found: Found, key: tuple[str, int, str], position: int, lines: Sequence[str]) -> None:
@@ -336,6 +336,6 @@ def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, TaskOut
         streams = [(f"task-{task_id}", attempt) for task_id, attempt in attempts]
     for stream, attempt in streams:
         wanted_events = EventFilter(stream=stream, types=(TaskOutput.__name__,), after=after, before=before)
-        for event in readers.matching(wanted_events):
-            if isinstance(event.fact, TaskOutput) and attempt in (None, event.fact.attempt):
-                yield event.stream.removeprefix("task-"), event.position, event.fact
+        for event, fact in outputs(readers, wanted_events):
+            if attempt in (None, fact.attempt):
+                yield event.stream.removeprefix("task-"), event.position, fact

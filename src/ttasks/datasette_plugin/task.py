@@ -110,16 +110,14 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "task": task,
         "status": status,
         "note": note,
-        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED else [],
+        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED and not task.is_deleted else [],
         "payload": Block.of(task.payload),
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
         "secret": sorted(task.env_digests or {}),
         "memberships": _memberships(readers, task.id),
         **_relatives(readers, task),
-        "decisions": list(
-            readers.matching(EventFilter(f"task-{task.id}", types=_DECISIONS, newest_first=True, limit=10))
-        ),
+        "decisions": _decisions(readers, task.id),
         "attempts": [_shown(readers, task, each, status) for each in attempts[-ATTEMPTS_MAX:]],
         "attempts_in_all": len(attempts),
         "chosen": chosen,
@@ -211,7 +209,8 @@ def _go_on(ledger: Ledger, left: Leftovers, task: TaskState) -> list[tuple[str, 
 def _decisions(readers: Readers, task_id: str) -> list[RecordedEvent]:
     """Return what people decided of the task lately, oldest first."""
     wanted = EventFilter(f"task-{task_id}", types=_DECISIONS, newest_first=True, limit=DECISIONS_MAX)
-    return list(readers.matching(wanted))[::-1]
+    found = [each for each in readers.matching(wanted) if isinstance(each.fact, TaskResolved | TaskCancelRequested)]
+    return found[::-1]
 
 
 # --- what it belongs to ----------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ LABELS: Final = 200
 RIGHT: Final = 24
 ROW: Final = 22
 TOP: Final = 26
-BAR: Final = 12
 NARROWEST: Final = 1.5
 LABEL_CELLS: Final = 26
 TICKS_MAX: Final = 8

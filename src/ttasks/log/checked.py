@@ -84,8 +84,9 @@ def write(path: Path, checked: Checked) -> bool:
             file.write(_to_text(checked))
         Path(unfinished).replace(beside)
     except OSError:
-        Path(unfinished).unlink(missing_ok=True)
         return False
+    finally:
+        Path(unfinished).unlink(missing_ok=True)  # where it is not in place: nobody else would take it away
     return True
 
 

@@ -46,7 +46,7 @@ class _Request:
     `goes_alone`: a commit that it shared has failed; `is_taken_back`: its caller waits no more.
     """
 
-    __slots__ = ("_turn", "appended", "batches", "error", "goes_alone", "is_taken_back")
+    __slots__ = ("_committed", "_place", "_turn", "batches", "error", "goes_alone", "is_taken_back")
 
     def __init__(self, batches: Sequence[Encoded]) -> None:
         self.batches = batches
@@ -54,12 +54,23 @@ class _Request:
         self._turn.acquire()
         self.goes_alone = False
         self.is_taken_back = False
-        self.appended: list[Appended] | None = None
         self.error: Exception | None = None
+        self._committed: Sequence[Outcomes] = ()
+        self._place = 0
+
+    def go_with(self, committed: Sequence[Outcomes], place: int) -> None:
+        """Be at `place` of a commit, which settles all that are in it by what it puts into `committed`."""
+        # At once: had each request to be told, Ctrl-C could come between, and what was not told be committed again.
+        self._place, self._committed = place, committed
+
+    @property
+    def outcome(self) -> list[Appended] | Exception | None:
+        """What became of it; None: nothing yet."""
+        return self._committed[0][self._place] if self._committed else self.error
 
     @property
     def is_settled(self) -> bool:
-        return self.appended is not None or self.error is not None
+        return bool(self._committed) or self.error is not None
 
     @property
     def is_over(self) -> bool:
@@ -72,6 +83,10 @@ class _Request:
     def wake(self) -> None:
         if self._turn.locked():
             self._turn.release()
+
+
+class _NoTurnError(LedgerUnwritableError):
+    """Another process did not let go of the ledger in time."""
 
 
 class _Turn:
@@ -89,7 +104,7 @@ class _Turn:
             LedgerUnwritableError: it took too long.
         """
         if self._lock is not None and not self._lock.acquire(self._timeout_s):
-            raise LedgerUnwritableError(
+            raise _NoTurnError(
                 f"the ledger {self._path} was locked by another process for {self._timeout_s:g} seconds; "
                 "nothing was written. Try again when it is done, or raise busy_timeout"
             )
@@ -337,12 +352,13 @@ class EventLog:
             request.is_taken_back = True
             if leads or not request.is_settled:
                 self._tidy()
-        if request.error is not None:
-            raise request.error
-        assert request.appended is not None
+        outcome = request.outcome
+        assert outcome is not None
+        if isinstance(outcome, Exception):
+            raise outcome
         if self._watchers:
             self._tell(batches)
-        return request.appended
+        return outcome
 
     def replace_rows(self, tables: Sequence[str], refill: Callable[[sqlite3.Connection], int]) -> int:
         """Empty these tables and let `refill` fill them again, in one commit; return what it returns.
@@ -380,8 +396,13 @@ class EventLog:
                 request.wake()
 
     def _commit(self, group: list[_Request]) -> None:
-        """Settle every request of the group in one commit; where that fails, each gets one of its own later."""
+        """Settle every request of the group in one commit; where that fails, each gets one of its own later.
+
+        Where it was not this process's turn in time, it fails for all of them.
+        """
         committed: list[Outcomes] = []
+        for place, request in enumerate(group, -len(group)):  # from the end: its first may be to register this process
+            request.go_with(committed, place)
         try:
             self._commit_together(group, committed)
         except Exception as error:  # noqa: BLE001 - it goes to the caller whose append this is
@@ -389,17 +410,8 @@ class EventLog:
                 group[0].error = error
             for request in group:
                 request.goes_alone = True
-        finally:
-            for outcomes in committed:  # what is committed is, also where Ctrl-C came right after
-                self._settle(group, outcomes)
-
-    def _settle(self, group: list[_Request], outcomes: Outcomes) -> None:
-        # This process may have been registered in the same commit, ahead of the group.
-        for request, outcome in zip(group, outcomes[-len(group) :], strict=True):
-            if isinstance(outcome, Exception):
-                request.error = outcome
-            else:
-                request.appended = outcome
+                if isinstance(error, _NoTurnError):  # each of them has waited as long as it may
+                    request.error = LedgerUnwritableError(str(error))
 
     def _commit_together(self, group: list[_Request], committed: list[Outcomes]) -> None:
         registers: str | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import quote
 
-from ttasks.errors import LedgerUnwritableError, NotALedgerError
+from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
 
 MEMORY: Final = ":memory:"
@@ -82,6 +82,15 @@ def schema_version(path: Path) -> int | None:
     if version > SCHEMA_VERSION:
         raise another_version(path, version)
     return int(version)
+
+
+def is_ledger(path: Path) -> bool:
+    """True for a ledger of any version, also one that only a newer ttasks can read."""
+    try:
+        found = _identity(path)
+    except LedgerError:
+        return False
+    return found is not None and found[0] == APPLICATION_ID
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
