@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from datasette import facets
 from datasette.app import Datasette
+from datasette.database import Database
 
 INLINE = {"a", "b", "code", "em", "i", "mark", "small", "span", "strong", "time"}
 
@@ -72,6 +77,31 @@ class Page(HTMLParser):
         return [attributes["href"] or "" for tag, attributes in self.tags if tag == "a" and "href" in attributes]
 
 
+@contextlib.asynccontextmanager
+async def serving(files: Path | Sequence[Path], **options: Any) -> AsyncIterator[Datasette]:
+    """Start a Datasette that serves `files`, and leave nothing of it open.
+
+    It would itself leave its connections to databases in memory, which Python 3.13 complains of where they are lost:
+    that of each ``_internal``, and one for each table, to see whether SQLite knows JSON.
+    """
+    opened: list[sqlite3.Connection] = []
+    connect = Database.connect
+
+    def noted(database: Database, *arguments: Any, **more: Any) -> sqlite3.Connection:
+        opened.append(connect(database, *arguments, **more))
+        return opened[-1]
+
+    files = [files] if isinstance(files, Path) else files
+    with mock.patch.object(Database, "connect", noted), mock.patch.object(facets, "detect_json1", lambda: True):
+        try:
+            datasette = Datasette([str(file) for file in files], **options)
+            await datasette.invoke_startup()
+            yield datasette
+        finally:
+            for connection in opened:
+                connection.close()
+
+
 def get_all(files: Path | Sequence[Path], *addresses: str, **options: Any) -> list[Answer]:
     """Return what one Datasette, which serves `files`, answers to each address; redirects are not followed.
 
@@ -84,16 +114,11 @@ def get_all(files: Path | Sequence[Path], *addresses: str, **options: Any) -> li
     home = f"/-/ttasks/{files[0].stem}/"
 
     async def ask() -> list[Answer]:
-        datasette = Datasette([str(file) for file in files], **options)
-        await datasette.invoke_startup()
         answers = []
-        try:
+        async with serving(files, **options) as datasette:
             for address in addresses:
                 response = await datasette.client.get(address if address.startswith("/") else home + address)
                 answers.append(Answer(response.status_code, dict(response.headers), response.text))
-        finally:
-            for database in datasette.databases.values():
-                database.close()
         return answers
 
     return asyncio.run(ask())

@@ -138,7 +138,7 @@ import random, signal, sys
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-print("ready", flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until there is somebody to hear of it
 seed, workers = int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 graph, tasks = TaskGraph(title=f"stress {seed}"), []
@@ -154,8 +154,10 @@ for number in range(12):
 with SQLiteStore(sys.argv[1]) as store:
     executor = TaskExecutor(store)
     executor.events.subscribe(lambda event: print(event.type + "\\n", end="", flush=True))
+    print("ready", flush=True)
     while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if graph.run_status is None:
                 graph.run(executor, workers)
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 
 from browsed import Browsed
-from pages import get, get_all
+from pages import get, get_all, serving
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph
 from ttasks.datasette_plugin import cells
 from ttasks.datasette_plugin.ledgers import is_ledger
@@ -421,8 +421,8 @@ def test_not_even_a_query_that_a_configuration_calls_one_that_writes_gets_to_wri
     }
 
     async def post() -> Any:
-        datasette = Datasette([str(browsed.path)], metadata=own)
-        return await datasette.client.post("/ledger/wipe?_json=1", data={"sure": "yes"})
+        async with serving(browsed.path, metadata=own) as datasette:
+            return await datasette.client.post("/ledger/wipe?_json=1", data={"sure": "yes"})
 
     answer = asyncio.run(post()).json()
     assert not answer["ok"]
@@ -430,9 +430,8 @@ def test_not_even_a_query_that_a_configuration_calls_one_that_writes_gets_to_wri
     assert _traces(browsed.path) == before
 
     async def execute() -> None:
-        datasette = Datasette([str(browsed.path)], metadata=own)
-        await datasette.invoke_startup()
-        await datasette.databases["ledger"].execute_write("delete from attempts")
+        async with serving(browsed.path, metadata=own) as datasette:
+            await datasette.databases["ledger"].execute_write("delete from attempts")
 
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         asyncio.run(execute())
@@ -459,10 +458,9 @@ def test_a_ledger_of_a_newer_ttasks_is_not_described_but_not_written_to_either(t
         connection.execute("CREATE TABLE things (title TEXT)")
 
     async def execute() -> None:
-        datasette = Datasette([str(path)])
-        await datasette.invoke_startup()
-        assert not is_ledger(datasette, "ledger")
-        await datasette.databases["ledger"].execute_write("INSERT INTO things VALUES ('x')")
+        async with serving(path) as datasette:
+            assert not is_ledger(datasette, "ledger")
+            await datasette.databases["ledger"].execute_write("INSERT INTO things VALUES ('x')")
 
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         asyncio.run(execute())
