@@ -44,7 +44,7 @@ def ask_for_the_version(path: Path) -> None:
 
 
 def browse(path: Path) -> None:
-    assert [answer.status for answer in get_all(["/ledger/tasks", "/-/ttasks/ledger"], path)] == [200, 200]
+    assert [answer.status for answer in get_all(path, "/ledger/tasks", "/-/ttasks/ledger")] == [200, 200]
 
 
 @pytest.mark.parametrize("look", [read_only, open_readers, ask_for_the_version, browse])

@@ -40,7 +40,7 @@ def test_who_is_woken_twice_before_it_waits_waits_once_no_more(monkeypatch: pyte
 
 def settled() -> _Request:
     request = _Request([])
-    request.appended = []
+    request.go_with([[[]]], 0)
     return request
 
 
