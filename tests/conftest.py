@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import signal
-import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from browsed import Browsed, make_browsed_ledger
-
-# Datasette loses a connection when it is loaded and another when it is first used, which Python 3.13 complains of.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)
-    from datasette.utils.sqlite import sqlite_version
-
-    sqlite_version()
-    gc.collect()
 
 pytest_plugins = ["ttasks.testing.fixtures"]
 

@@ -6,18 +6,14 @@ import asyncio
 import contextlib
 import json
 import re
-import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from datasette import facets
 from datasette.app import Datasette
-from datasette.database import Database
 
 INLINE = {"a", "b", "code", "em", "i", "mark", "small", "span", "strong", "time"}
 
@@ -79,27 +75,15 @@ class Page(HTMLParser):
 
 @contextlib.asynccontextmanager
 async def serving(files: Path | Sequence[Path], **options: Any) -> AsyncIterator[Datasette]:
-    """Start a Datasette that serves `files`, and leave nothing of it open.
-
-    It would itself leave its connections to databases in memory, which Python 3.13 complains of where they are lost:
-    that of each ``_internal``, and one for each table, to see whether SQLite knows JSON.
-    """
-    opened: list[sqlite3.Connection] = []
-    connect = Database.connect
-
-    def noted(database: Database, *arguments: Any, **more: Any) -> sqlite3.Connection:
-        opened.append(connect(database, *arguments, **more))
-        return opened[-1]
-
+    """Start a Datasette that serves `files`, and close their databases after use."""
     files = [files] if isinstance(files, Path) else files
-    with mock.patch.object(Database, "connect", noted), mock.patch.object(facets, "detect_json1", lambda: True):
-        try:
-            datasette = Datasette([str(file) for file in files], **options)
-            await datasette.invoke_startup()
-            yield datasette
-        finally:
-            for connection in opened:
-                connection.close()
+    datasette = Datasette([str(file) for file in files], **options)
+    try:
+        await datasette.invoke_startup()
+        yield datasette
+    finally:
+        for database in datasette.databases.values():
+            database.close()
 
 
 def get_all(files: Path | Sequence[Path], *addresses: str, **options: Any) -> list[Answer]:
