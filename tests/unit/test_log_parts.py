@@ -136,3 +136,12 @@ def test_a_folder_is_no_ledger_and_a_file_in_a_file_cannot_be_read(tmp_path: Pat
     (tmp_path / "file").touch()
     with pytest.raises(LedgerUnwritableError, match="can't be read: Not a directory"):
         files.schema_version(tmp_path / "file" / "ledger.db")
+
+
+def test_only_a_ledger_is_one(tmp_path: Path) -> None:
+    ledger, text, other = tmp_path / "ledger.db", tmp_path / "notes.txt", tmp_path / "shop.db"
+    EventLog.open(ledger).close()
+    text.write_text("no database\n" * 20)
+    sqlite3.connect(other).execute("CREATE TABLE things (id INTEGER)").connection.close()
+    answers = {path: files.is_ledger(path) for path in (ledger, text, other, tmp_path, tmp_path / "nothing")}
+    assert answers == {ledger: True, text: False, other: False, tmp_path: False, tmp_path / "nothing": False}
