@@ -337,20 +337,21 @@ class EventLog:
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
         request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
-        leads = False
+        is_tidy = False
         try:
             with self._mutex:
                 self._queue.append(request)
             if self._lead.locked():
                 request.wait()
             if not request.is_settled:
-                leads = True
                 with self._lead:
                     while not request.is_settled:
                         self._commit(self._group())
+                    self._tidy()  # before the lead is let go: a newcomer would take it, for a smaller group
+            is_tidy = True
         finally:
             request.is_taken_back = True
-            if leads or not request.is_settled:
+            if not is_tidy:
                 self._tidy()
         outcome = request.outcome
         assert outcome is not None
