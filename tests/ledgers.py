@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ttasks import RetryPolicy, SQLiteStore, Task, TaskCancelled, TaskContext, TaskExecutor, TaskGraph, TaskType
+from strategies import AT, created, ended, started
+from ttasks import RetryPolicy, SQLiteStore, Task, TaskCancelled, TaskContext, TaskExecutor, TaskGraph, TaskType, clock
+from ttasks.events import agent_facts as a
+from ttasks.events.facts import Fact, TaskInterrupted
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.projection import TABLES
 from ttasks.log.query import ENVELOPE
+from ttasks.log.transaction import Batch
 
 GUARDS = ("events_are_never_changed", "events_are_never_removed", "events_are_only_appended")
 """The triggers that refuse to change, remove or put in events."""
@@ -28,6 +32,7 @@ _LAX = {
 def make_ledger(path: Path) -> None:
     """Make a ledger by running things for real: tasks, retries, output, progress, cancels, a graph, deletions."""
     with contextlib.chdir(path.parent), SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        store._writable().append(Batch(f"task-{clock.new_id()}", _facts_of_an_agent(), 0))
         executor.register(TaskType.PROMPT, _answer)
         executor.register(TaskType.AGENT, lambda context: store.tasks.cancel(context.id))
         _run(
@@ -58,6 +63,28 @@ def make_ledger(path: Path) -> None:
         graph.add(Task.bash("echo cleaned", title="clean"), after=[late], finally_=True, required=False)
         graph.run(executor, max_workers=2)
         graph.run(executor)
+
+
+def _facts_of_an_agent() -> list[Fact]:
+    """Return an attempt with every fact of an agent; it was interrupted in a call and before a decision."""
+    return [
+        created("tidies up", type=TaskType.AGENT),
+        started(),
+        a.AgentSessionOpened(1, AT, "session-1", False, model="gpt", permissions=("allow shell(ls)", "deny all")),
+        a.AgentPrompted(1, AT, "tidy up"),
+        a.ModelCalled(1, AT, "gpt", 1000, 50, duration=1.5, multiplier=1.0, nano_aiu=3.5e9, call="api-1"),
+        a.AgentAnswered(1, AT, "I'll look", False),
+        a.PermissionRequested(1, AT, "request-1", "shell", "ls", "to look", "call-1"),
+        a.PermissionDecided(1, AT, "request-1", "approved", "allow shell(ls)"),
+        a.ToolCallStarted(1, AT, "call-1", "bash", {"command": "ls", "deep": [1, {"a": None}]}),
+        a.ToolCallEnded(1, AT, "call-1", "failed", 2, "no", "x" * 5000, (a.FileEdit("/a", "edit"),)),
+        a.AgentErred(1, AT, "rate_limit", "too many requests", True, 429),
+        a.ToolCallStarted(1, AT, "call-2", "edit"),
+        a.PermissionRequested(1, AT, "request-2", "write", "/a", None, "call-2"),
+        a.AgentAborted(1, AT, "crashed"),
+        a.AgentTurnEnded(1, AT, 1, 1000, 50, premium_requests=1.0, nano_aiu=3.5e9),
+        ended(TaskInterrupted, error="its runner died", reason="interrupted", error_code="agent_crashed"),
+    ]
 
 
 def _run(executor: TaskExecutor, task: Task, policy: RetryPolicy | None = None) -> None:
@@ -131,6 +158,14 @@ def forge(connection: sqlite3.Connection, stream: str, type_: str, data: str, ty
         f"INSERT INTO events ({ENVELOPE}) VALUES ({', '.join('?' * 10)})", (*columns, event_hash(before, columns))
     )
     return int(position) + 1
+
+
+def as_stored(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return every row of every table, whatever the schema: column to value."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
+        connection.row_factory = sqlite3.Row
+        return {name: [dict(row) for row in connection.execute(f"SELECT * FROM {name}")] for (name,) in tables}
 
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from hypothesis import strategies as st
 
+from ttasks.events import agent_facts as a
 from ttasks.events import facts as f
 from ttasks.events.codec import to_json
 from ttasks.events.facts import Fact, Member, RetrySpec
@@ -75,6 +76,8 @@ _BY_TYPE: Mapping[Any, st.SearchStrategy[Any]] = {
     Mapping[str, Any]: st.dictionaries(texts, json_values, max_size=3),
     Mapping[str, Mapping[str, str]]: st.dictionaries(texts, text_maps, max_size=3),
     tuple[f.Chunk, ...]: _CHUNKS,
+    a.FileEdit: st.builds(a.FileEdit, texts, texts),
+    a.Json: json_values,
 }
 
 
@@ -170,7 +173,25 @@ _STARTS = st.builds(
 _REQUESTS = st.builds(f.TaskCancelRequested, texts)
 _RETRIES = st.builds(f.TaskRetryScheduled, st.just(0), st.integers(1, 9), seconds, times)
 
+# Ids repeat, ends come without beginnings: what an agent says is not ours. Of few ids, so that many mean the same.
+_FEW_IDS = st.sampled_from(["one", "two", "\0"])
+_OF_AGENTS = st.one_of(
+    [
+        records_of(
+            fact_type,
+            attempt=st.sampled_from([0, 0, 0, 0, 1, 99]),
+            **{name: _FEW_IDS for name in ("call", "request") if name in fact_type.__dataclass_fields__},
+        )
+        for fact_type in (
+            *(a.ToolCallStarted, a.ToolCallStarted, a.ToolCallEnded, a.PermissionRequested, a.PermissionDecided),
+            *(a.ModelCalled, a.AgentSessionOpened, a.AgentPrompted, a.AgentAnswered, a.AgentErred, a.AgentAborted),
+            a.AgentTurnEnded,
+        )
+    ]
+)
 _WHILE_RUNNING = st.one_of(
+    _OF_AGENTS,
+    _OF_AGENTS,
     st.builds(f.ProcessSpawned, st.just(0), st.integers(1, 2**22), st.none() | st.just("ticks:77")),
     st.builds(f.TaskProgressed, st.just(0), times, st.none() | st.floats(0, 100), st.none() | texts),
     st.builds(f.TaskOutput, st.just(0), _CHUNKS),
@@ -179,12 +200,13 @@ _WHILE_RUNNING = st.one_of(
     _ends(*_ENDS),
     st.tuples(_ends(f.TaskFailed), _RETRIES),
 )
-_WHILE_WAITING_FOR_RETRY = st.one_of(_STARTS, _REQUESTS, _ends(f.TaskCancelled, attempt=None))
+_WHILE_WAITING_FOR_RETRY = st.one_of(_OF_AGENTS, _STARTS, _REQUESTS, _ends(f.TaskCancelled, attempt=None))
 _WHILE_RUNNING_BY_HAND = st.sampled_from([*(end() for end in _ENDS), f.TaskFailed(error="by hand")])
 _WHEN_SUCCEEDED = st.builds(f.TaskDeleted, texts)
 _WHEN_CANCELLED = st.one_of(_REVISIONS, _WHEN_SUCCEEDED)
 _WHEN_NOBODY_RUNS_IT = st.one_of(
     _WHEN_CANCELLED,
+    _OF_AGENTS,
     _STARTS,
     _STARTS,
     st.just(f.TaskStarted()),

@@ -30,19 +30,29 @@ class TaskCancelled(TtasksError):
 
 
 class TaskExecutionError(TtasksError, RuntimeError):
-    """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``."""
+    """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``.
 
-    def __init__(self, message: str, completed: CompletedProcess[str] | None = None) -> None:
+    A handler may raise it for whatever it ran, with a `code`: the word by which programs know what went wrong.
+    """
+
+    def __init__(
+        self, message: str, completed: CompletedProcess[str] | None = None, *, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.completed = completed
+        self.code = code
 
 
 class TaskTimeoutError(TtasksError, TimeoutError):
-    """A task ran longer than its time-out. `completed` holds what was printed so far."""
+    """A task ran longer than its time-out. `completed` holds what was printed so far, `code` is as in
+    `TaskExecutionError`."""
 
-    def __init__(self, message: str, completed: CompletedProcess[str] | None = None) -> None:
+    def __init__(
+        self, message: str, completed: CompletedProcess[str] | None = None, *, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.completed = completed
+        self.code = code
 
 
 class TransitionError(TtasksError, ValueError):

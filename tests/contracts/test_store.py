@@ -25,6 +25,7 @@ from ttasks import (
     StreamConflictError,
     Task,
     TaskContext,
+    TaskExecutionError,
     TaskExecutor,
     TaskGraph,
     TaskStatus,
@@ -363,6 +364,22 @@ def test_a_task_that_was_run_without_a_ledger_arrives_with_its_result(store: Any
     assert found.error == task.error
     for name in ("task_id", "status", "started_at", "finished_at", "duration", "output", "error", "termination_reason"):
         assert getattr(found.result, name) == getattr(live, name)
+
+
+def test_a_task_that_failed_without_a_ledger_arrives_with_the_word_for_what_went_wrong(store: AnyStore) -> None:
+    def fail(context: TaskContext) -> None:
+        raise TaskExecutionError("no", code="rate_limited")
+
+    task, executor = Task.bash("x"), TaskExecutor.empty()
+    executor.register(TaskType.BASH, fail)
+    with pytest.raises(TaskExecutionError):
+        executor.execute(task)
+
+    store.tasks.save(task)
+
+    found = reloaded_task(store, task).result
+    assert found is not None
+    assert found.error_code == "rate_limited"
 
 
 def test_a_script_that_was_run_without_a_ledger_arrives_with_both_its_streams(store: AnyStore) -> None:

@@ -22,6 +22,7 @@ from strategies import created, started
 from ttasks import SQLiteStore
 from ttasks.cli.app import command as ttasks_command
 from ttasks.cli.workflow import load_workflow
+from ttasks.events.agent_facts import FileEdit
 from ttasks.events.codec import FACT_TYPES
 from ttasks.events.facts import Member, RetrySpec, Source, TaskCancelRequested
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION
@@ -227,7 +228,9 @@ FIELD_TYPES = {
     "Mapping[str, Any]": "object",
     "Mapping[str, str]": "object of texts",
     "Mapping[str, Mapping[str, str]]": "object of objects",
+    "Json": "any",
     "tuple[Chunk, ...]": "array of arrays",
+    "tuple[FileEdit, ...]": "array of objects",
     "tuple[Member, ...]": "array of objects",
     "tuple[int, ...]": "array of integers",
     "tuple[str, ...]": "array of texts",
@@ -272,6 +275,7 @@ OBJECTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "retry_policy": (RetrySpec, ()),
     "members": (Member, ()),
     "source": (Source, ()),
+    "files": (FileEdit, ()),
     "state": (TaskState, ("version", "running_attempt", "retry_due_at", "cancel_requested_by")),
     "result": (ResultState, ()),
 }
@@ -305,7 +309,9 @@ def test_the_format_page_names_the_rounds_and_the_form_of_a_digest() -> None:
 
 def test_the_format_page_has_no_type_of_event_that_does_not_exist() -> None:
     known = {fact_type.__name__ for fact_type in FACT_TYPES}
-    named = re.findall(r"`((?:Task|Graph|Runner|Process|Ledger)[A-Z]\w+)`", FORMAT.read_text("utf-8"))
+    named = re.findall(
+        r"`((?:Task|Graph|Runner|Process|Ledger|Agent|ToolCall|Permission|Model)[A-Z]\w+)`", FORMAT.read_text("utf-8")
+    )
     assert sorted(set(named) - known) == []
 
 

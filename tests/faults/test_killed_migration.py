@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import newer
-from ledgers import contents, make_ledger
+from ledgers import as_stored, contents, make_ledger
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers
 from ttasks.log.verify import verify
@@ -30,7 +30,8 @@ from ttasks.log import files
 from ttasks.log.event_log import EventLog
 
 ledger, migrations, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-newer.upgrade_ttasks(migrations)
+if migrations.exists():
+    newer.upgrade_ttasks(migrations)
 upgrade, statements = files.upgrade, []
 
 def heard(statement):
@@ -97,6 +98,27 @@ def test_a_migration_that_is_killed_at_any_statement_was_not_begun(old: Path, tm
         assert migrate(ledger, migrations, NEVER).returncode == 0
         assert schema_of(ledger) == migrated
         assert contents(ledger) == before
+
+
+@pytest.mark.campaign
+def test_of_a_ledger_of_schema_1_a_migration_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    old, none = TESTS / "golden" / "schema-1" / "ledger.db", tmp_path / "none but today's"
+    whole = Path(shutil.copyfile(old, tmp_path / "whole.db"))
+    statements = migrate(whole, none, NEVER).stdout.splitlines()
+    assert any("CREATE TABLE tool_calls" in statement for statement in statements)
+    before, schema, migrated = as_stored(old), schema_of(old), contents(whole)
+
+    every = range(1, len(statements) + 1)
+    for number in every if CAMPAIGN else [*every[::6], every[-1]]:
+        ledger = Path(shutil.copyfile(old, tmp_path / f"{number}.db"))
+
+        assert migrate(ledger, none, number).returncode == -signal.SIGKILL
+
+        assert schema_of(ledger) == schema, statements[number - 1]
+        assert as_stored(ledger) == before
+        assert migrate(ledger, none, NEVER).returncode == 0
+        assert schema_of(ledger) == schema_of(whole)
+        assert contents(ledger) == migrated
 
 
 def test_a_migration_that_is_killed_after_its_commit_is_done(old: Path, tmp_path: Path) -> None:

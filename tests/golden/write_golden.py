@@ -23,6 +23,7 @@ from unittest import mock
 
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskCancelled, TaskContext, TaskExecutor, TaskGraph, TaskType, clock
 from ttasks import TaskStatus as Status
+from ttasks.events import agent_facts as a
 from ttasks.events import facts as f
 from ttasks.events.codec import to_json
 from ttasks.events.status import OnInterrupted, RunStatus
@@ -179,6 +180,54 @@ def append_what_nothing_records_yet(log: EventLog) -> None:
     )  # fmt: skip
 
 
+def append_what_agents_do(log: EventLog) -> None:
+    """Two attempts of an agent: one that is interrupted in a call, and one that ends; and what has no place."""
+    start = f.TaskStarted(1, "ttasks.CopilotAgentSession.handler", "tidy up", AT, 0)
+    arguments = {"command": f"ls '{HOSTILE}'", "deep": [{"n": 1.5, "none": None}, [], {}], "\0": True}
+    log.append(
+        Batch("task-agent", [
+            f.TaskCreated("agent", "agent", Type.AGENT, "tidy up", "", AT, OnInterrupted.RERUN),
+            start,
+            a.AgentSessionOpened(
+                1, AT, "session-1", False, "1.0.102", "1.0.25", "gpt-5.5", "high", "/home/ann/project",
+                "https://models.example", "user: ann", ("allow shell(ls)", "deny all"), ("bash", "view"), ("url",),
+            ),
+            a.AgentPrompted(1, AT, "tidy up"),
+            a.ModelCalled(1, AT, "gpt-5.5", 1000, 50, 800, 0, 20, 1.25, 1.0, 3.5e9, "user", "tool_calls", "api-1"),
+            a.AgentAnswered(1, AT, f"I'll look: {HOSTILE}", False, "gpt-5.5"),
+            a.PermissionRequested(1, AT, "request-1", "shell", "ls", "to look", "call-1"),
+            a.PermissionDecided(1, AT, "request-1", "approved", "allow shell(ls)"),
+            a.ToolCallStarted(1, AT, "call-1", "bash", arguments),
+            a.ToolCallEnded(1, AT, "call-1", "failed", 2, "ls: no such file", "x" * 5000 + HOSTILE),
+            a.ToolCallStarted(1, AT, "call-2", "task", {"agent": "explore"}),
+            a.ToolCallStarted(1, AT, "call-3", "search", "everything", "files", "call-2", "explore"),
+            a.PermissionRequested(1, AT, "request-2", "mcp", "search", None, "call-3", "explore"),
+        ], 0),
+    )  # fmt: skip
+    edits = (a.FileEdit("/home/ann/project/a", "create"), a.FileEdit(HOSTILE, "edit"))
+    log.append(
+        Batch("task-agent", [
+            f.TaskInterrupted(1, AT, AT, 9.5, "its runner died", None, None, None, "interrupted", "agent_crashed"),
+            f.TaskStarted(2, "ttasks.CopilotAgentSession.handler", "tidy up", AT, 0),
+            a.AgentSessionOpened(2, AT, "session-1", True, model="gpt-5.5"),
+            a.AgentPrompted(2, AT, "go on"),
+            a.ToolCallStarted(2, AT, "call-4", "edit"),
+            a.ToolCallStarted(2, AT, "call-4", "edit", {"again": "with the same id"}),
+            a.ToolCallEnded(2, AT, "call-4", "succeeded", files=edits),
+            a.ToolCallEnded(2, AT, "call-never-begun", "aborted"),
+            a.PermissionRequested(2, AT, "request-1", "write", "/etc/passwd"),
+            a.PermissionDecided(2, AT, "request-1", "denied", "ask_ann", "not that one"),
+            a.PermissionDecided(2, AT, "request-never-made", "approved", "ask_ann"),
+            a.ModelCalled(2, AT, "gpt-5.5"),
+            a.AgentErred(2, AT, "rate_limit", "too many requests", True, 429),
+            a.AgentAborted(2, AT, "timeout"),
+            a.AgentTurnEnded(2, AT, 3, 2000, 100, 900, 5, 1.0, 7.25e9, 1, 12, 3),
+            f.TaskFailed(2, AT, AT, 60.0, "too slow", None, "ttasks.TaskTimeoutError", None, "timeout", "timeout"),
+            a.ModelCalled(2, AT, "of an attempt that is over"),
+        ], None),
+    )  # fmt: skip
+
+
 # --- the two files --------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +273,7 @@ def write(folder: Path) -> None:
             run_tasks(store, executor)
             run_graphs(store, executor)
             append_what_nothing_records_yet(store._writable())
+            append_what_agents_do(store._writable())
         golden = folder / "ledger.db"
         golden.unlink(missing_ok=True)
         with closing(sqlite3.connect(made)) as connection:

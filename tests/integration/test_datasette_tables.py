@@ -340,8 +340,8 @@ def test_what_was_left_behind_is_told_by_rows(browsed: Browsed) -> None:
 
 def test_a_finally_task_of_a_run_that_ended_is_owed() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
-        schema = (Path(__file__).parents[2] / "migrations/0001_ledger.sql").read_text()
-        connection.executescript(schema)
+        for script in sorted((Path(__file__).parents[2] / "migrations").glob("*.sql")):
+            connection.executescript(script.read_text("utf-8"))
         for table, columns in (("tasks", COLUMNS["tasks"]), ("graphs", COLUMNS["graphs"]), ("runs", COLUMNS["runs"])):
             values = dict.fromkeys(columns, "0") | {"id": "t", "title": "unlock", "status": "pending"}
             values |= {"graph_id": "g", "runs": "1", "run": "1", "result_duration": None, "timeout": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from ttasks import (
     TaskTimeoutError,
     TaskType,
 )
+from ttasks.errors import TtasksError
 from ttasks.log.verify import verify
 
 PENDING, RUNNING, SUCCEEDED = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCEEDED
@@ -262,6 +264,55 @@ def test_a_handler_may_raise_what_a_script_would(store: Any, raised: Exception, 
     assert task.result is not None
     assert (task.result.output, task.result.error, task.result.termination_reason) == ("out", str(raised), reason)
     assert task.result.raw is raised.completed  # type: ignore[attr-defined]
+
+
+class OutOfQuota(TtasksError):
+    code = "quota_exceeded"
+
+
+class OfSomebodyElse(Exception):
+    code = "E42"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (TaskExecutionError("no", code="rate_limited"), "rate_limited"),
+        (TaskTimeoutError("late", code="timeout"), "timeout"),
+        (TaskExecutionError("no"), None),
+        (OutOfQuota("no"), "quota_exceeded"),
+        (OfSomebodyElse("no"), None),
+        (TaskExecutionError("no", code=7), None),  # type: ignore[arg-type]
+    ],
+)
+def test_what_went_wrong_has_a_word_for_programs_where_its_error_has_one(
+    ledger: Any, raised: Exception, code: str | None
+) -> None:
+    task = Task.bash("work")
+    with pytest.raises(type(raised)):
+        Running(ledger, MagicMock(side_effect=raised)).executor.execute(task)
+
+    assert task.result is not None
+    assert task.result.error_code == code
+    assert ledger._readers.attempts(task.id)[0].error_code == code
+    assert ledger._load_task(ledger._readers.task(task.id)).result.error_code == code
+
+
+def test_what_succeeds_has_no_word_for_what_went_wrong(ledger: Any) -> None:
+    task = Task.bash("work")
+    Running(ledger, MagicMock(return_value="fine")).executor.execute(task)
+
+    assert task.result is not None
+    assert task.result.error_code is None
+
+
+@pytest.mark.parametrize("kind", [TaskExecutionError, TaskTimeoutError])
+def test_an_error_of_a_task_keeps_its_parts_when_it_is_pickled(kind: Any) -> None:
+    completed = subprocess.CompletedProcess(["x"], 7, "out", "bad")
+
+    back = pickle.loads(pickle.dumps(kind("bad", completed, code="rate_limited")))
+
+    assert (str(back), back.completed.returncode, back.code) == ("bad", 7, "rate_limited")
 
 
 @freeze_time("2024-02-29 12:34:56.789012")

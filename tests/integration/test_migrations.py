@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import newer as newer_ttasks
-from ledgers import contents, make_ledger
-from strategies import created
+from ledgers import as_stored, contents, make_ledger
+from strategies import AT, created, started
 from ttasks import SQLiteStore, Task, TaskExecutor
 from ttasks.errors import LedgerUnwritableError, NotALedgerError
+from ttasks.events.agent_facts import ToolCallStarted
 from ttasks.log import files
 from ttasks.log.event_log import EventLog
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate, statements
@@ -329,6 +330,64 @@ def test_a_script_may_end_with_a_comment() -> None:
     assert list(statements("CREATE TABLE a (b);\n-- done\n\n")) == ["CREATE TABLE a (b);"]
 
 
+# --- schema 1 -------------------------------------------------------------------------------------------------------
+
+AGENT_TABLES = {"tool_calls", "permissions", "model_calls"}
+
+
+@pytest.fixture
+def first(path: Path) -> Path:
+    """A ledger of the first schema, which somebody has."""
+    return Path(shutil.copyfile(ROOT / "tests" / "golden" / "schema-1" / "ledger.db", path))
+
+
+def test_a_ledger_of_schema_1_keeps_every_row_and_gets_what_it_lacked(first: Path) -> None:
+    before = as_stored(first)
+
+    EventLog.open(first).close()
+
+    now = as_stored(first)
+    assert pragma(first, "user_version") == SCHEMA_VERSION
+    assert set(now) - set(before) == AGENT_TABLES
+    assert [now[table] for table in AGENT_TABLES] == [[], [], []]
+    for table, rows in before.items():
+        assert len(now[table]) == len(rows) + (table == "_sqlite_migrations")
+        for was, is_ in zip(rows, now[table], strict=False):
+            assert {name: is_[name] for name in was} == was
+            assert {is_[name] for name in is_.keys() - was.keys()} <= {None}
+    assert verify(Readers.open(first)).problems == []
+
+
+def test_a_ledger_of_schema_1_has_the_schema_of_a_new_one_once_it_is_migrated(first: Path) -> None:
+    EventLog.open(first).close()
+    new = first.with_name("new.db")
+    EventLog.open(new).close()
+    schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+
+    assert query(first, schema) == query(new, schema)
+
+
+def test_an_agent_can_go_on_in_a_ledger_of_schema_1(first: Path) -> None:
+    with closing(EventLog.open(first)) as log:
+        log.append(Batch("task-new", [created("new"), started(), ToolCallStarted(1, AT, "c", "bash")], 0))
+
+        assert [call.status for call in log.readers.tool_calls("new")] == ["running"]
+        before = contents(first)
+        rebuild(log)
+
+    assert contents(first) == before
+    assert verify(Readers.open(first)).problems == []
+
+
+def test_who_only_reads_a_ledger_of_schema_1_is_told_how_to_migrate_it_and_it_stays_as_it_is(first: Path) -> None:
+    before = everything_in(first.parent)
+
+    with pytest.raises(NotALedgerError, match=r"has schema_version 1, this ttasks reads 2.*Open it for writing once"):
+        SQLiteStore(first, read_only=True)
+
+    assert everything_in(first.parent) == before
+
+
 # --- a newer schema -------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +529,8 @@ def test_a_process_that_has_it_open_while_a_newer_ttasks_migrates_it_writes_no_m
 
         for write in (lambda: log.append(Batch("task-after", [created("after")], 0)), lambda: rebuild(log)):
             with pytest.raises(
-                LedgerUnwritableError, match="was migrated to schema_version 2 while it was in use here"
+                LedgerUnwritableError,
+                match=f"was migrated to schema_version {newer_ttasks.VERSION} while it was in use here",
             ):
                 write()
 

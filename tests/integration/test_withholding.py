@@ -36,8 +36,10 @@ from ttasks import (
     TaskType,
     WithheldError,
 )
-from ttasks.events.facts import TaskOutput, TaskStarted
+from ttasks.events import agent_facts as a
+from ttasks.events.facts import TaskFailed, TaskOutput, TaskStarted
 from ttasks.handlers.shell import bash_handler
+from ttasks.log.transaction import Batch
 from ttasks.log.verify import rebuild, verify
 from ttasks.stores.ledger import LedgerStore
 
@@ -228,6 +230,44 @@ def test_a_handler_may_run_several_scripts_one_after_the_other(path: Path, redac
         executor.execute(task)
         shown = "***" if redact else "pin=4711"
         assert store._readers.printed(task.id, 1)["stdout"] == f"{shown}\nend{shown}\nend"
+
+
+def test_what_an_agent_does_is_redacted_everywhere(store: SQLiteStore) -> None:
+    said = f"{'x' * 5000} {SECRET} {PIN}"
+    deep = {"command": f"login {SECRET}", SECRET: [{"deep": [f"{PIN}!", {f"a {PIN}": {"b": SECRET}}]}]}
+    task = Task.agent("tidy up")
+    store.tasks.save(task)
+    at, log = task.created_at, store._writable()
+
+    log.append(
+        Batch(
+            f"task-{task.id}",
+            [
+                TaskStarted(1, "tests.agent", "tidy up", at, 0),
+                a.AgentSessionOpened(
+                    1, at, "s", False, account=SECRET, permissions=(f"allow {PIN}",), cwd=f"/{SECRET}"
+                ),
+                a.AgentPrompted(1, at, said),
+                a.AgentAnswered(1, at, said, False),
+                a.PermissionRequested(1, at, "r", "shell", f"login {SECRET}", said, "c"),
+                a.PermissionDecided(1, at, "r", "approved", f"allow {SECRET}", said),
+                a.ToolCallStarted(1, at, "c", f"tool {PIN}", deep),
+                a.ToolCallEnded(1, at, "c", "failed", 1, said, said, (a.FileEdit(f"/{SECRET}/x", "edit"),)),
+                a.ToolCallStarted(1, at, "open", "edit", deep),
+                a.AgentErred(1, at, "query", said, False),
+                TaskFailed(1, at, at, 1.0, said),
+            ],
+            None,
+        )
+    )
+
+    call, left = store._readers.tool_calls(task.id)
+    assert call.arguments == left.arguments
+    assert call.arguments == {"command": "login ***", "***": [{"deep": ["***!", {"a ***": {"b": "***"}}]}]}
+    assert (call.error, call.error_length) == ("x" * 4088 + " *** ***", 5008)
+    assert call.files == (a.FileEdit("/***/x", "edit"),)
+    (request,) = store._readers.permissions(task.id)
+    assert (request.subject, request.decided_by) == ("login ***", "allow ***")
 
 
 def test_the_tail_of_a_long_error_does_not_begin_inside_of_a_secret(store: SQLiteStore, path: Path) -> None:

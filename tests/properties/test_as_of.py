@@ -40,6 +40,7 @@ def answers(store: AnyStore, *ids: str) -> dict[str, Any]:
         "members": [(id_ in store.tasks, id_ in store.graphs) for id_ in ids],
         "found": [(store.tasks.get(id_) is None, store.graphs.get(id_) is None) for id_ in ids],
         "attempts": [rows.attempt_row(attempt) for id_ in ids for attempt in store._readers.attempts(id_)],
+        "of agents": [of_agents(store, id_) for id_ in ids],
         "runs": list(store.runs),
         "run errors": [{task: (e.type, str(e)) for task, e in run.errors.items()} for run in store.runs],
         "latest runs": [list(store.runs(graph=id_, newest_first=True, limit=2)) for id_ in ids],
@@ -50,13 +51,21 @@ def answers(store: AnyStore, *ids: str) -> dict[str, Any]:
     }
 
 
+def of_agents(store: AnyStore, id_: str) -> list[rows.Row]:
+    return [
+        *map(rows.tool_call_row, store._readers.tool_calls(id_)),
+        *map(rows.permission_row, store._readers.permissions(id_)),
+        *map(rows.model_call_row, store._readers.model_calls(id_)),
+    ]
+
+
 def shown_task(task: Task) -> tuple[Any, ...]:
     result = task.result
     ending = None
     if result is not None:
         ending = (
             result.status, result.started_at, result.finished_at, result.duration, result.output, result.error,
-            result.returncode, result.termination_reason,
+            result.returncode, result.termination_reason, result.error_code,
         )  # fmt: skip
     return (
         task.id, task.name, task.title, task.type, task.payload, task.description, task.created_at, task.timeout,

@@ -59,6 +59,20 @@ def test_any_history_in_any_batches_leaves_a_ledger_that_keeps_every_promise(wan
 
 @settings(max_examples=EXAMPLES)
 @given(appends(histories))
+def test_it_makes_no_difference_whether_one_process_appends_or_each_time_another(wanted: list[list[Batch]]) -> None:
+    with recorded(wanted) as log, closing(EventLog.open(None)) as anew:
+        for batches in wanted:
+            anew.append(*batches)
+            assert anew._transaction is not None
+            anew._transaction._folds.clear()  # as a process that has just opened it
+
+        assert verify(anew.readers).problems == []
+        for table in ("tool_calls", "permissions", "model_calls"):
+            assert tables(anew)[table] == tables(log)[table]
+
+
+@settings(max_examples=EXAMPLES)
+@given(appends(histories))
 def test_rebuilding_changes_nothing(wanted: list[list[Batch]]) -> None:
     with recorded(wanted) as log:
         before, events = tables(log), list(log.readers.events())

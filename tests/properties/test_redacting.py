@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from strategies import json_values, records_of, texts
 from ttasks import InMemoryStore, Task, TaskContext, TaskExecutor, TaskType
 from ttasks.events import facts as f
+from ttasks.events.agent_facts import FileEdit, ToolCallStarted
 from ttasks.events.codec import FACT_TYPES, encode
 from ttasks.events.facts import Fact
 from ttasks.log.redaction import MASK, LineRedactor, Redaction
@@ -183,6 +184,18 @@ KEY, SECRET = "00" * 32, "correct-horse"
 secretful = st.builds("{}{}{}".format, texts, st.just(SECRET), texts)
 _SECRETFUL = {
     "str": secretful,
+    # Deep in lists and objects, as their names too.
+    "Json": st.recursive(
+        secretful,
+        lambda inner: (
+            st.lists(inner | json_values, min_size=1, max_size=3)
+            | st.dictionaries(texts | secretful, inner | json_values, min_size=1, max_size=3)
+        ),
+        max_leaves=6,
+    ),
+    "tuple[FileEdit, ...]": st.lists(st.builds(FileEdit, secretful, st.just("edit")), min_size=1, max_size=2).map(
+        tuple
+    ),
     "tuple[str, ...]": st.lists(secretful, min_size=1, max_size=2).map(tuple),
     "tuple[Chunk, ...]": st.lists(st.tuples(st.just("stdout"), st.just("at"), secretful), min_size=1).map(tuple),
     "Source": st.builds(f.Source, secretful, st.just("0" * 64)),
@@ -236,10 +249,22 @@ def test_every_text_in_a_fact_is_redacted_or_known_to_be_no_person_s() -> None:
     undecided = {
         (fact_type.__name__, name)
         for (fact_type, name), kind in names.items()
-        if kind not in textless and name not in STRUCTURE and name not in TEXTS[fact_type]
+        if kind not in textless and not kind.startswith("Literal[")
+        if name not in STRUCTURE and name not in TEXTS[fact_type]
     }
     assert undecided == set()
     assert {name for _, name in names} >= STRUCTURE
+
+
+def test_a_secret_that_is_a_number_is_redacted_too() -> None:
+    arguments = {"pin": 47114711, "deep": [47114711.0, {"47114711": True}], "other": [1, 0.5, None, False]}
+    call = ToolCallStarted(1, datetime.now(UTC), "c", "bash", arguments)
+
+    recorded = withhold(call, KEY, Redaction(literals=["47114711"]))
+
+    assert recorded == replace(
+        call, arguments={"pin": MASK, "deep": [MASK, {MASK: True}], "other": [1, 0.5, None, False]}
+    )
 
 
 def test_a_fact_without_a_secret_is_recorded_as_it_is() -> None:

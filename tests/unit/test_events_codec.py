@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import AT, created, facts_of, texts, times
+from ttasks.events import agent_facts as a
 from ttasks.events import codec
 from ttasks.events import facts as f
 from ttasks.events.codec import FACT_TYPES, decode, encode, from_iso, iso, to_json
@@ -198,12 +199,12 @@ def test_every_version_of_every_type_can_be_lifted_to_today() -> None:
 
 
 def test_every_concrete_fact_is_known_to_the_codec() -> None:
-    abstract = {f.Fact, f.TaskFact, f.GraphFact, f.AttemptEnd}
+    abstract = {f.Fact, f.TaskFact, f.GraphFact, f.AttemptEnd, a.AgentFact}
 
     def below(fact_type: type[Fact]) -> set[type[Fact]]:
         return {fact_type}.union(*map(below, fact_type.__subclasses__()))
 
-    declared = {fact_type for fact_type in below(f.Fact) if fact_type.__module__ == f.__name__}
+    declared = {fact_type for fact_type in below(f.Fact) if fact_type.__module__ in (f.__name__, a.__name__)}
 
     assert declared - abstract == FACT_TYPES
 

@@ -17,6 +17,7 @@ from ttasks.events.facts import Member, RetrySpec, Source
 from ttasks.log.files import open_writer
 from ttasks.log.projection import TABLES, put, select
 from ttasks.state import rows
+from ttasks.state.agent import ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.rows import ERROR_BYTES_MAX
 from ttasks.state.runner import RunnerState
@@ -49,6 +50,11 @@ graphs = records_of(
     source=st.none() | st.builds(Source, texts, plain),
 )
 runs = records_of(RunState, graph_id=ids)
+calls = records_of(
+    ToolCallState, task_id=ids, error=st.none() | texts, error_length=lengths, position=st.integers(1, 2**62)
+)
+permissions = records_of(PermissionState, task_id=ids, position=st.integers(1, 2**62))
+model_calls = records_of(ModelCallState, task_id=ids, position=st.integers(1, 2**62))
 runners = records_of(
     RunnerState,
     id=ids,
@@ -150,6 +156,31 @@ def test_a_runner_comes_back_from_its_row(state: RunnerState, database: sqlite3.
     (row,) = through(database, "runners", rows.runner_row(state))
 
     assert rows.runner_state(row) == state
+
+
+@settings(max_examples=150)
+@given(state=calls)
+def test_a_tool_call_comes_back_from_its_row(state: ToolCallState, database: sqlite3.Connection) -> None:
+    (row,) = through(database, "tool_calls", rows.tool_call_row(state))
+
+    assert rows.tool_call_state(row) == kept(state)
+    assert rows.tool_call_row(kept(state)) == row, "writing what was read changes nothing"
+
+
+@settings(max_examples=100)
+@given(state=permissions)
+def test_a_request_comes_back_from_its_row(state: PermissionState, database: sqlite3.Connection) -> None:
+    (row,) = through(database, "permissions", rows.permission_row(state))
+
+    assert rows.permission_state(row) == state
+
+
+@settings(max_examples=100)
+@given(state=model_calls)
+def test_a_call_of_a_model_comes_back_from_its_row(state: ModelCallState, database: sqlite3.Connection) -> None:
+    (row,) = through(database, "model_calls", rows.model_call_row(state))
+
+    assert rows.model_call_state(row) == state
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -16,7 +16,8 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any, Final
 
-from ttasks.events import facts
+from ttasks.events import agent_facts, facts
+from ttasks.events.agent_facts import FileEdit
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact, Member, RetrySpec, Source
 from ttasks.events.status import OnInterrupted, RunStatus, TaskType
@@ -41,7 +42,7 @@ from_iso: Final = datetime.fromisoformat
 def _json_value(value: object) -> object:
     if isinstance(value, datetime):
         return iso(value)
-    if isinstance(value, Member | RetrySpec | Source):
+    if isinstance(value, Member | RetrySpec | Source | FileEdit):
         return {name: item for name, item in vars(value).items() if item is not None}
     if isinstance(value, Mapping):
         return dict(value)
@@ -92,10 +93,11 @@ _WRITERS: Final[Mapping[type, Callable[[Any], str]]] = defaultdict(
 )
 """How a value is written, by its type: those that facts mostly hold need no JSON encoder."""
 
+_ABSTRACT: Final = frozenset({"Fact", "TaskFact", "GraphFact", "AttemptEnd", "AgentFact"})
 _TYPES: Final[Mapping[str, type[Fact]]] = {
     name: item
-    for name, item in vars(facts).items()
-    if isinstance(item, type) and issubclass(item, Fact) and name not in ("Fact", "TaskFact", "GraphFact", "AttemptEnd")
+    for name, item in (vars(facts) | vars(agent_facts)).items()
+    if isinstance(item, type) and issubclass(item, Fact) and name not in _ABSTRACT
 }
 FACT_TYPES: Final = frozenset(_TYPES.values())
 """Every type of fact that this version of ttasks writes."""
@@ -129,6 +131,7 @@ _FROM_JSON: Final[Mapping[str, Callable[[Any], Any]]] = {
     "tuple[Member, ...]": lambda items: tuple(map(_member, items)),
     "tuple[Chunk, ...]": lambda items: tuple(map(tuple, items)),
     "tuple[tuple[int, int], ...]": lambda items: tuple(map(tuple, items)),
+    "tuple[FileEdit, ...]": lambda items: tuple(FileEdit(item["path"], item["kind"]) for item in items),
     "tuple[str, ...]": tuple,
     "tuple[int, ...]": tuple,
 }

@@ -182,7 +182,8 @@ class AttemptEnd(TaskFact):
     `attempt` is None where the status was set by hand; then `finished_at` is None as well, unless the end has a
     result all the same (a task cancelled before it ran). `error` is the result's error text. Where all of it was
     printed to stderr and is long, it is only the tail, and `error_length` counts the characters of the whole, which
-    is the attempt's stderr in its TaskOutput events. `exception` is the qualified name of what was raised.
+    is the attempt's stderr in its TaskOutput events. `exception` is the qualified name of what was raised, and
+    `error_code` the word by which programs know what went wrong, where its handler has one.
     """
 
     attempt: int | None = None
@@ -194,6 +195,7 @@ class AttemptEnd(TaskFact):
     exception: str | None = None
     returncode: int | None = None
     reason: str | None = None
+    error_code: str | None = None
 
 
 @dataclass(frozen=True)

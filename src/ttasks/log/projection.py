@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol, Self
 
 from ttasks.errors import DamagedLedgerError, UnknownEventError
+from ttasks.events.agent_facts import AgentFact
 from ttasks.events.envelope import OpaqueEvent, RecordedEvent
 from ttasks.events.facts import GraphCreated, GraphRevised, LedgerCreated
 from ttasks.state import graph as graph_rules
 from ttasks.state import rows
 from ttasks.state import runner as runner_rules
 from ttasks.state import task as task_rules
+from ttasks.state.agent import AgentState, Conversation, ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
@@ -55,6 +57,9 @@ TABLES: Final = {
     "graph_dependencies": rows.GRAPH_DEPENDENCIES,
     "runs": rows.RUNS,
     "runners": rows.RUNNERS,
+    "tool_calls": rows.TOOL_CALLS,
+    "permissions": rows.PERMISSIONS,
+    "model_calls": rows.MODEL_CALLS,
 }
 """Every table that is folded from the log, with its columns in the order of its rows."""
 
@@ -66,6 +71,9 @@ _KEYS: Final = {
     "graph_dependencies": ("graph_id", "task_id", "place"),
     "runs": ("graph_id", "run"),
     "runners": ("position",),
+    "tool_calls": ("position",),
+    "permissions": ("position",),
+    "model_calls": ("position",),
 }
 
 
@@ -92,12 +100,22 @@ def put(table: str) -> str:
 
 
 class TaskFold(_Copied):
-    """A task's stream: its row in `tasks` and that of its latest attempt."""
+    """A task's stream: its row in `tasks`, that of its latest attempt, and those of what an agent did in it.
 
-    def __init__(self, task_id: str, state: TaskState | None = None, attempt: AttemptState | None = None) -> None:
+    `conversation` is None where no fact of an agent was met yet.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        state: TaskState | None = None,
+        attempt: AttemptState | None = None,
+        conversation: Conversation | None = None,
+    ) -> None:
         self.task_id = task_id
         self.state = state
         self.attempt = attempt
+        self.conversation = conversation
         self.version = state.version if state is not None else 0
         self._written_attempt = attempt
         self._unwritten: tuple[AttemptState, ...] = ()
@@ -110,16 +128,30 @@ class TaskFold(_Copied):
             return cls(task_id)
         latest = select("attempts", "WHERE task_id = ? ORDER BY attempt DESC LIMIT 1")
         attempt = connection.execute(latest, (task_id,)).fetchone()
-        return cls(task_id, rows.task_state(row), rows.attempt_state(attempt) if attempt is not None else None)
+        state = rows.task_state(row)
+        conversation = None
+        if state.running_attempt is not None:
+            conversation = load_conversation(connection, task_id, state.running_attempt)
+        return cls(task_id, state, rows.attempt_state(attempt) if attempt is not None else None, conversation)
+
+    def copy(self) -> Self:
+        fold = super().copy()
+        if self.conversation is not None:
+            fold.conversation = self.conversation.copy()
+        return fold
 
     def apply(self, event: RecordedEvent) -> None:
-        self.state = task_rules.apply(self.state, event.fact, task_id=self.task_id, version=event.version)
+        state = self.state = task_rules.apply(self.state, event.fact, task_id=self.task_id, version=event.version)
         before = self.attempt
         self.attempt = task_rules.apply_attempt(
             before, event.fact, task_id=self.task_id, position=event.position, runner=event.runner or 0
         )
         if before is not None and self.attempt is not None and before.attempt != self.attempt.attempt:
             self._unwritten = (*self._unwritten, before)
+        if self.conversation is None and isinstance(event.fact, AgentFact):
+            self.conversation = Conversation(self.task_id)
+        if self.conversation is not None:
+            self.conversation.apply(event.fact, running=state.running_attempt, position=event.position)
         self.version = event.version
 
     def write(self, connection: sqlite3.Connection) -> None:
@@ -131,6 +163,32 @@ class TaskFold(_Copied):
         if self.attempt is not None and self.attempt is not self._written_attempt:
             connection.execute(_PUT["attempts"], rows.attempt_row(self.attempt))
             self._written_attempt = self.attempt
+        if self.conversation is not None:
+            for state in self.conversation.take():
+                table, row = agent_row(state)
+                connection.execute(_PUT[table], row)
+
+
+def load_conversation(connection: sqlite3.Connection, task_id: str, attempt: int) -> Conversation | None:
+    """Return what an agent has open in a running attempt, as its rows have it; None where that is nothing."""
+    of_attempt = "WHERE task_id = ? AND attempt = ?"
+    calls = connection.execute(select("tool_calls", f"{of_attempt} AND status = 'running'"), (task_id, attempt))
+    requests = connection.execute(select("permissions", f"{of_attempt} AND decision IS NULL"), (task_id, attempt))
+    found = [*map(rows.tool_call_state, calls)], [*map(rows.permission_state, requests)]
+    return Conversation(task_id, attempt, *found) if any(found) else None
+
+
+_ROWS_OF_AGENTS: Final[Mapping[type[AgentState], tuple[str, Callable[[Any], rows.Row]]]] = {
+    ToolCallState: ("tool_calls", rows.tool_call_row),
+    PermissionState: ("permissions", rows.permission_row),
+    ModelCallState: ("model_calls", rows.model_call_row),
+}
+
+
+def agent_row(state: AgentState) -> tuple[str, rows.Row]:
+    """Return the table and the row of what an agent did."""
+    table, row = _ROWS_OF_AGENTS[type(state)]
+    return table, row(state)
 
 
 class GraphFold(_Copied):

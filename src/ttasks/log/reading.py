@@ -25,6 +25,7 @@ from ttasks.log.files import Fingerprint
 from ttasks.log.projection import load_graph, select
 from ttasks.log.query import POSITION_MAX, EventFilter
 from ttasks.state import rows
+from ttasks.state.agent import ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import REPORTS, AttemptState, TaskState
@@ -395,6 +396,22 @@ class Readers(LogReader):
         """Return a task's attempts, oldest first."""
         found = self._all(select("attempts", "WHERE task_id = ? ORDER BY attempt"), (task_id,))
         return [self._read(rows.attempt_state, row) for row in found]
+
+    def tool_calls(self, task_id: str, attempt: int | None = None) -> list[ToolCallState]:
+        """Return the tool calls of a task, or of one attempt, oldest first."""
+        return [self._read(rows.tool_call_state, row) for row in self._of_agents("tool_calls", task_id, attempt)]
+
+    def permissions(self, task_id: str, attempt: int | None = None) -> list[PermissionState]:
+        """Return what was asked permission for in a task, or in one attempt, oldest first."""
+        return [self._read(rows.permission_state, row) for row in self._of_agents("permissions", task_id, attempt)]
+
+    def model_calls(self, task_id: str, attempt: int | None = None) -> list[ModelCallState]:
+        """Return the calls of models in a task, or in one attempt, oldest first."""
+        return [self._read(rows.model_call_state, row) for row in self._of_agents("model_calls", task_id, attempt)]
+
+    def _of_agents(self, table: str, task_id: str, attempt: int | None) -> list[rows.Row]:
+        is_of_attempt, values = ("", (task_id,)) if attempt is None else (" AND attempt = ?", (task_id, attempt))
+        return self._all(select(table, f"WHERE task_id = ?{is_of_attempt} ORDER BY position"), values)
 
     def claimed_tasks(self) -> list[TaskState]:
         """Return the tasks that are not deleted and are RUNNING, INTERRUPTED, or wait for a retry, oldest first."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import TaskOutput, TaskProgressed
 from ttasks.events.status import RunStatus, TaskStatus
-from ttasks.log.projection import GraphFold, StreamFold, TaskFold, all_rows, new_fold
+from ttasks.log.projection import GraphFold, StreamFold, TaskFold, agent_row, all_rows, new_fold
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import CHANGING_NOTHING, LogReader, Readers
 from ttasks.state import rows
+from ttasks.state.agent import AgentState, ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.reconcile import Claim, claim
 from ttasks.state.record import evolve
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
+
+Kind = TypeVar("Kind", ToolCallState, PermissionState, ModelCallState)
 
 
 class Replay:
@@ -28,6 +32,7 @@ class Replay:
         self._folds: dict[str, StreamFold] = {}
         self._attempts: dict[tuple[str, int], AttemptState] = {}
         self._runs: dict[tuple[str, int], RunState] = {}
+        self._of_agents: dict[int, AgentState] = {}
 
     def version(self, stream: str) -> int:
         """Return how many events of a stream were folded."""
@@ -45,8 +50,11 @@ class Replay:
             raise UnknownEventError(
                 error.type, error.type_version, event.stream, version=event.version, position=event.position
             ) from None
-        if isinstance(fold, TaskFold) and fold.attempt is not None:
-            self._attempts[fold.task_id, fold.attempt.attempt] = fold.attempt
+        if isinstance(fold, TaskFold):
+            if fold.attempt is not None:
+                self._attempts[fold.task_id, fold.attempt.attempt] = fold.attempt
+            if fold.conversation is not None:
+                self._of_agents.update((state.position, state) for state in fold.conversation.take())
         elif isinstance(fold, GraphFold) and fold.run is not None:
             self._runs[fold.graph_id, fold.run.run] = fold.run
         return fold
@@ -58,6 +66,7 @@ class Replay:
             yield "attempts", rows.attempt_row(attempt)
         for run in self._runs.values():
             yield "runs", rows.run_row(run)
+        yield from map(agent_row, self._of_agents.values())
 
     def attempts(self) -> list[AttemptState]:
         """Return every attempt, oldest first."""
@@ -67,8 +76,14 @@ class Replay:
         """Return every run, oldest first."""
         return sorted(self._runs.values(), key=lambda run: run.position)
 
+    def of_agents(self, kind: type[Kind]) -> list[Kind]:
+        """Return every tool call, request for permission or call of a model, oldest first."""
+        return [state for _, state in sorted(self._of_agents.items()) if isinstance(state, kind)]
+
 
 _KIND: Final = {"tasks": "task", "graphs": "graph"}
+_PRINTED: Final = (TaskOutput.__name__, TaskProgressed.__name__)
+"""What changes no row but that of its task, and there the version."""
 
 
 class Past(LogReader):
@@ -117,9 +132,9 @@ class Past(LogReader):
 
     # --- tasks and graphs --------------------------------------------------------------------------------------------
 
-    def _replay(self, stream: str) -> tuple[Replay, StreamFold | None]:
+    def _replay(self, stream: str, without: tuple[str, ...] = CHANGING_NOTHING) -> tuple[Replay, StreamFold | None]:
         replay, fold = Replay(), None
-        for event in self.matching(EventFilter(stream=stream, without=CHANGING_NOTHING)):
+        for event in self.matching(EventFilter(stream=stream, without=without)):
             fold = replay.apply(event)
         return replay, fold
 
@@ -133,6 +148,22 @@ class Past(LogReader):
         """Return a task's attempts as they were, oldest first."""
         replay, _ = self._replay(f"task-{task_id}")
         return replay.attempts()
+
+    def _of_agents(self, kind: type[Kind], task_id: str, attempt: int | None) -> list[Kind]:
+        replay, _ = self._replay(f"task-{task_id}", without=_PRINTED)
+        return [state for state in replay.of_agents(kind) if attempt in (None, state.attempt)]
+
+    def tool_calls(self, task_id: str, attempt: int | None = None) -> list[ToolCallState]:
+        """Return the tool calls of a task, or of one attempt, as they were, oldest first."""
+        return self._of_agents(ToolCallState, task_id, attempt)
+
+    def permissions(self, task_id: str, attempt: int | None = None) -> list[PermissionState]:
+        """Return what was asked permission for in a task, or in one attempt, as it was, oldest first."""
+        return self._of_agents(PermissionState, task_id, attempt)
+
+    def model_calls(self, task_id: str, attempt: int | None = None) -> list[ModelCallState]:
+        """Return the calls of models in a task, or in one attempt, as they were, oldest first."""
+        return self._of_agents(ModelCallState, task_id, attempt)
 
     def graph(self, graph_id: str) -> GraphState | None:
         """Return a graph as it was, a deleted one too; None where there was none."""

@@ -10,9 +10,11 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
 
-from ttasks.events.codec import FACT_TYPES
+from ttasks.events.agent_facts import AgentFact
+from ttasks.events.codec import FACT_TYPES, to_json
 from ttasks.events.facts import Fact, TaskCreated, TaskImported, TaskRevised, TaskStarted
-from ttasks.log.redaction import Redaction
+from ttasks.log.fitting import fitted
+from ttasks.log.redaction import MASK, Redaction
 
 SECRET_NAMES: Final = ("*TOKEN*", "*SECRET*", "*PASSWORD*", "*KEY*")
 # Slow on purpose: whoever has the ledger could otherwise try short passwords by the million. It is cached, so that a
@@ -21,9 +23,10 @@ _ROUNDS: Final = 20_000
 
 _NO_REDACTION: Final = Redaction()
 STRUCTURE: Final = frozenset({
-    "answer", "blocked_by", "boot_id", "derived_from", "digest_key", "env", "env_digests", "exception", "git_commit",
-    "graph", "handler", "handlers", "host", "ledger", "platform", "process_start", "python_version", "reason",
-    "redacted", "signal", "tasks", "ttasks_version",
+    "agent", "answer", "blocked_by", "boot_id", "call", "cli_version", "derived_from", "digest_key", "env",
+    "env_digests", "error_code", "exception", "git_commit", "graph", "handler", "handlers", "host", "ledger", "parent",
+    "platform", "process_start", "python_version", "reason", "redacted", "request", "sdk_version", "session", "signal",
+    "tasks", "ttasks_version",
 })  # fmt: skip
 """Fields of facts that hold a text, but not a person's: what is compared, or computed. All others are redacted."""
 
@@ -86,6 +89,8 @@ def withhold(fact: Fact, key: str, redaction: Redaction | None = None) -> Fact:
             fact = replace(fact, env=plain, env_digests={**(fact.env_digests or {}), **(digests or {})} or None)
     elif isinstance(fact, TaskImported) and fact.state.get("env"):
         fact = replace(fact, state=_state_without_secret_values(fact.state, key, redaction))
+    elif isinstance(fact, AgentFact):
+        fact = fitted(fact)
     return fact if redaction is None else _redacted(fact, redaction)
 
 
@@ -99,11 +104,27 @@ def _state_without_secret_values(state: Mapping[str, Any], key: str, redaction: 
 # --- texts in facts --------------------------------------------------------------------------------------------------
 
 _Clean = Callable[[str], str]
+
+
+def _clean_json(value: Any, clean: _Clean) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {_clean_json(name, clean): _clean_json(item, clean) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean_json(item, clean) for item in value]
+    if isinstance(value, int | float):  # a secret may be a number
+        return value if clean(text := to_json(value)) == text else MASK
+    return value
+
+
 _CLEANERS: Final[Mapping[str, Callable[[Any, _Clean], Any]]] = {
     "str": lambda text, clean: clean(text),
     "tuple[str, ...]": lambda texts, clean: tuple(map(clean, texts)),
     "tuple[Chunk, ...]": lambda chunks, clean: tuple((stream, at, clean(text)) for stream, at, text in chunks),
     "Source": lambda source, clean: replace(source, path=clean(source.path)),
+    "tuple[FileEdit, ...]": lambda edits, clean: tuple(replace(edit, path=clean(edit.path)) for edit in edits),
+    "Json": lambda value, clean: _clean_json(value, clean),
     "Mapping[str, Any]": lambda changes, clean: {
         name: clean(value) if isinstance(value, str) else value for name, value in changes.items()
     },

@@ -38,6 +38,9 @@ _STREAM_OF: Final = {
     "graph_dependencies": ("graph", "graph_id"),
     "runs": ("graph", "graph_id"),
     "runners": ("runner", "id"),
+    "tool_calls": ("task", "task_id"),
+    "permissions": ("task", "task_id"),
+    "model_calls": ("task", "task_id"),
 }
 """For each table the kind of stream that its rows follow from, and the column that names it."""
 _ALL_EVENTS: Final = f"SELECT {ENVELOPE} FROM events ORDER BY position"  # noqa: S608

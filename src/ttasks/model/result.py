@@ -23,7 +23,8 @@ class TaskResult:
     is its stdout, `error` its stderr (None when empty; ``exited with code 7`` or the time-out's text where that says
     more), `raw` its `subprocess.CompletedProcess`. For another handler `raw` is what it returned, and `output` that
     too when it is a text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
-    success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``.
+    success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``. `error_code` is the word by
+    which programs know what went wrong: the `code` of the TtasksError that the handler failed with (None: it has none).
 
     Where its executor has a `max_output_bytes`, `output`, `error` and `raw` hold the beginning and the end of what a
     script printed, with a notice in between.
@@ -43,6 +44,7 @@ class TaskResult:
     returncode: int | None = None
     raw: Any = field(default=None, compare=False)
     termination_reason: str | None = None
+    error_code: str | None = None
 
     if not TYPE_CHECKING:  # a checker would take it for any name at all
 
@@ -61,7 +63,8 @@ class TaskResult:
 def loaded_result(readers: dict[str, Callable[[], str | None]], **fields: Any) -> TaskResult:
     """Return a result whose fields in `readers` are read when first asked for."""
     result = object.__new__(TaskResult)
-    result.__dict__.update({"raw": None, "returncode": None, "termination_reason": None}, **fields)
+    unsaid = {"raw": None, "returncode": None, "termination_reason": None, "error_code": None}
+    result.__dict__.update(unsaid, **fields)
     result.__dict__["_readers"] = readers
     return result
 

@@ -159,6 +159,7 @@ class TaskView:
             duration=ending.duration,
             returncode=ending.returncode,
             termination_reason=ending.reason,
+            error_code=ending.error_code,
             **fields,
         )
 

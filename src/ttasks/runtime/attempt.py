@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, words
+from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, TtasksError, words
 from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
@@ -287,6 +287,7 @@ class Attempt:
             exception=qualified_name(type(error)),
             returncode=_code(completed),
             reason=reason.value,
+            error_code=_error_code(error),
         )
         output = self._clean(_text(completed.stdout)) if completed is not None else ""
         return Ending(fact, self._result(TaskStatus.FAILED, fact, output, text, completed), error)
@@ -344,6 +345,7 @@ class Attempt:
             returncode=fact.returncode,
             raw=raw,
             termination_reason=fact.reason,
+            error_code=fact.error_code,
         )
 
     def _printed_error(self, stderr: str | None) -> dict[str, Any]:
@@ -527,6 +529,12 @@ def publishing_for() -> int | None:
 def _code(completed: subprocess.CompletedProcess[Any] | None) -> int | None:
     code = completed.returncode if completed is not None else None
     return code if isinstance(code, int) and abs(code) < 2**63 else None
+
+
+def _error_code(error: BaseException) -> str | None:
+    # Exceptions of others have a `code` that means something else, as that of SystemExit and of urllib's HTTPError.
+    code = getattr(error, "code", None) if isinstance(error, TtasksError) else None
+    return code if isinstance(code, str) else None
 
 
 def _text(value: object) -> str:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from ttasks.events.agent_facts import FileEdit
 from ttasks.events.codec import from_iso, iso, to_json
 from ttasks.events.facts import Member, RetrySpec, Source
 from ttasks.events.status import OnInterrupted, RunStatus, TaskStatus, TaskType
+from ttasks.state.agent import ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.record import made
 from ttasks.state.runner import RunnerState
@@ -82,13 +84,32 @@ def tail(error: str) -> str:
     return encoded[start:].decode("utf-8", "surrogatepass")
 
 
-def _error(error: str | None, length: int | None) -> tuple[str | None, int | None]:
+def _tail(error: str | None, length: int | None) -> tuple[str | None, int | None]:
+    """Return what is kept of an error text, and of how many characters the whole is, where it has more."""
     if error is None:
         return None, None
     kept = tail(error)
-    if length is None and len(kept) < len(error):
-        length = len(error)
-    return text(kept), length
+    return kept, len(error) if length is None and len(kept) < len(error) else length
+
+
+def _error(error: str | None, length: int | None) -> tuple[str | None, int | None]:
+    kept, length = _tail(error, length)
+    return _text(kept), length
+
+
+_Forms = Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]
+"""For columns in which something else is stored than the state holds: how it is written, and how it is read."""
+_TEXT: Final = (_text, _from_text)
+_TIME: Final = (_time, _from_time)
+
+
+def _stored(values: Mapping[str, Any], columns: Sequence[str], forms: _Forms) -> Row:
+    return tuple(forms[name][0](values[name]) if name in forms else values[name] for name in columns)
+
+
+def _read(row: Row, columns: Sequence[str], forms: _Forms) -> dict[str, Any]:
+    named = zip(columns, row, strict=True)
+    return {name: forms[name][1](value) if name in forms else value for name, value in named}
 
 
 TASKS: Final = (
@@ -96,9 +117,10 @@ TASKS: Final = (
     "error_length", "blocked_by", "timeout", "cwd", "env", "env_digests", "on_interrupted", "derived_from",
     "running_attempt", "retry", "retry_due_at", "cancel_requested_by", "interruptions", "resolution", "is_deleted",
     "version", "result_status", "result_attempt", "result_started_at", "result_finished_at", "result_duration",
-    "result_error", "result_error_length", "result_returncode", "result_reason", "redacted",
+    "result_error", "result_error_length", "result_returncode", "result_reason", "result_error_code",
+    "redacted",
 )  # fmt: skip
-_NO_RESULT: Final = (None,) * 9
+_NO_RESULT: Final = (None,) * 10
 
 # Rows of tasks and attempts are made for every event, so these two ask statuses for `_value_`, which is an attribute:
 # `value` is a function of enum's.
@@ -119,6 +141,7 @@ def task_row(state: TaskState) -> Row:
             *_error(result.error, result.error_length),
             result.returncode,
             result.reason,
+            _text(result.error_code),
         )
     return (
         state.id,
@@ -163,7 +186,8 @@ def task_state(row: Row) -> TaskState:
         error_length, blocked_by, timeout, cwd, env, env_digests, on_interrupted, derived_from,
         running_attempt, retry, retry_due_at, cancel_requested_by, interruptions, resolution, is_deleted,
         version, result_status, result_attempt, result_started_at, result_finished_at, result_duration,
-        result_error, result_error_length, result_returncode, result_reason, redacted,
+        result_error, result_error_length, result_returncode, result_reason, result_error_code,
+        redacted,
     ) = row  # fmt: skip
     result = None
     if result_status is not None:
@@ -178,6 +202,7 @@ def task_state(row: Row) -> TaskState:
             error_length=result_error_length,
             returncode=result_returncode,
             reason=result_reason,
+            error_code=_from_text(result_error_code),
         )
     return made(
         TaskState,
@@ -215,6 +240,7 @@ def task_state(row: Row) -> TaskState:
 ATTEMPTS: Final = (
     "task_id", "attempt", "status", "handler", "started_at", "finished_at", "duration", "returncode", "reason",
     "exception", "error", "error_length", "retry", "graph_id", "run", "runner", "pid", "process_start", "position",
+    "error_code", "session", "model", "premium_requests", "nano_aiu", "input_tokens", "output_tokens",
 )  # fmt: skip
 
 
@@ -239,6 +265,13 @@ def attempt_row(state: AttemptState) -> Row:
         state.pid,
         state.process_start,
         state.position,
+        _text(state.error_code),
+        _text(state.session),
+        _text(state.model),
+        state.premium_requests,
+        state.nano_aiu,
+        state.input_tokens,
+        state.output_tokens,
     )
 
 
@@ -265,6 +298,13 @@ def attempt_state(row: Row) -> AttemptState:
         error_length=data["error_length"],
         pid=data["pid"],
         process_start=data["process_start"],
+        error_code=_from_text(data["error_code"]),
+        session=_from_text(data["session"]),
+        model=_from_text(data["model"]),
+        premium_requests=data["premium_requests"],
+        nano_aiu=data["nano_aiu"],
+        input_tokens=data["input_tokens"],
+        output_tokens=data["output_tokens"],
     )
 
 
@@ -403,10 +443,10 @@ RUNNERS: Final = (
     "platform", "git_root", "git_commit", "git_branch", "git_dirty", "boot_id", "process_start",
 )  # fmt: skip
 _RUNNER_TEXTS: Final = frozenset({"user", "host", "cwd", "git_root", "git_branch", "git_commit"})
-_RUNNER_FORMS: Final[Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]] = {
-    **dict.fromkeys(_RUNNER_TEXTS, (_text, _from_text)),
+_RUNNER_FORMS: Final[_Forms] = {
+    **dict.fromkeys(_RUNNER_TEXTS, _TEXT),
     "command": (_json, lambda stored: tuple(json.loads(stored))),
-    "started_at": (_time, _from_time),
+    "started_at": _TIME,
     "git_dirty": (
         lambda dirty: None if dirty is None else int(dirty),
         lambda flag: None if flag is None else bool(flag),
@@ -416,13 +456,74 @@ _RUNNER_FORMS: Final[Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], An
 
 def runner_row(state: RunnerState) -> Row:
     """Return the row of `runners`, in the order of `RUNNERS`."""
-    values = vars(state)
-    return tuple(_RUNNER_FORMS[name][0](values[name]) if name in _RUNNER_FORMS else values[name] for name in RUNNERS)
+    return _stored(vars(state), RUNNERS, _RUNNER_FORMS)
 
 
 def runner_state(row: Row) -> RunnerState:
     """Return the runner whose row this is."""
-    data = dict(zip(RUNNERS, row, strict=True))
-    return RunnerState(
-        **{name: _RUNNER_FORMS[name][1](value) if name in _RUNNER_FORMS else value for name, value in data.items()}
-    )
+    return RunnerState(**_read(row, RUNNERS, _RUNNER_FORMS))
+
+
+TOOL_CALLS: Final = (
+    "position", "task_id", "attempt", "call", "tool", "status", "arguments", "server", "parent", "agent", "started_at",
+    "finished_at", "duration", "exit_code", "error", "error_length", "files", "end",
+)  # fmt: skip
+_TOOL_CALL_FORMS: Final[_Forms] = {
+    **dict.fromkeys(("call", "tool", "server", "parent", "agent", "error"), _TEXT),
+    **dict.fromkeys(("started_at", "finished_at"), _TIME),
+    "arguments": (_json, _from_json),
+    "files": (_json, lambda stored: None if stored is None else tuple(FileEdit(**edit) for edit in json.loads(stored))),
+}
+
+
+def tool_call_row(state: ToolCallState) -> Row:
+    """Return the row of `tool_calls`, in the order of `TOOL_CALLS`."""
+    error, length = _tail(state.error, state.error_length)
+    return _stored({**vars(state), "error": error, "error_length": length}, TOOL_CALLS, _TOOL_CALL_FORMS)
+
+
+def tool_call_state(row: Row) -> ToolCallState:
+    """Return the tool call whose row this is; its error text is a tail where the row says so."""
+    return ToolCallState(**_read(row, TOOL_CALLS, _TOOL_CALL_FORMS))
+
+
+PERMISSIONS: Final = (
+    "position", "task_id", "attempt", "request", "call", "kind", "subject", "intention", "agent", "decision",
+    "decided_by", "feedback", "requested_at", "decided_at",
+)  # fmt: skip
+_PERMISSION_TEXTS: Final = ("request", "call", "kind", "subject", "intention", "agent", "decided_by", "feedback")
+_PERMISSION_FORMS: Final[_Forms] = {
+    **dict.fromkeys(_PERMISSION_TEXTS, _TEXT),
+    **dict.fromkeys(("requested_at", "decided_at"), _TIME),
+}
+
+
+def permission_row(state: PermissionState) -> Row:
+    """Return the row of `permissions`, in the order of `PERMISSIONS`."""
+    return _stored(vars(state), PERMISSIONS, _PERMISSION_FORMS)
+
+
+def permission_state(row: Row) -> PermissionState:
+    """Return the request whose row this is."""
+    return PermissionState(**_read(row, PERMISSIONS, _PERMISSION_FORMS))
+
+
+MODEL_CALLS: Final = (
+    "position", "task_id", "attempt", "model", "agent", "call", "input_tokens", "output_tokens", "cache_read_tokens",
+    "cache_write_tokens", "reasoning_tokens", "duration", "multiplier", "nano_aiu", "initiator", "finish_reason",
+    "called_at",
+)  # fmt: skip
+_MODEL_CALL_FORMS: Final[_Forms] = {
+    **dict.fromkeys(("model", "agent", "call", "initiator", "finish_reason"), _TEXT),
+    "called_at": _TIME,
+}
+
+
+def model_call_row(state: ModelCallState) -> Row:
+    """Return the row of `model_calls`, in the order of `MODEL_CALLS`."""
+    return _stored(vars(state), MODEL_CALLS, _MODEL_CALL_FORMS)
+
+
+def model_call_state(row: Row) -> ModelCallState:
+    """Return the call whose row this is."""
+    return ModelCallState(**_read(row, MODEL_CALLS, _MODEL_CALL_FORMS))

@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, TransitionError, UnknownEventError
 from ttasks.events import facts as f
+from ttasks.events.agent_facts import AgentFact, AgentSessionOpened, AgentTurnEnded
 from ttasks.events.codec import from_iso, iso
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
+from ttasks.state.agent import AGENT_FACTS, AGENT_REPORTS
 from ttasks.state.record import evolve, made
 from ttasks.state.transitions import PENDING, RUNNING, SUCCEEDED, next_status
 
@@ -21,7 +23,7 @@ class ResultState:
     """How a task's last attempt ended, without what it printed.
 
     `attempt` is None where it was cancelled before it ran. `error` is only the tail where `error_length`, the number
-    of characters of the whole, is not None.
+    of characters of the whole, is not None. `error_code` is the word by which programs know what went wrong.
     """
 
     status: TaskStatus
@@ -33,6 +35,7 @@ class ResultState:
     error_length: int | None
     returncode: int | None
     reason: str | None
+    error_code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class TaskState:
 
 @dataclass(frozen=True)
 class AttemptState:
-    """One attempt, and its row in `attempts`. `position` is that of its TaskStarted, `runner` that of its runner."""
+    """One attempt, and its row in `attempts`. `position` is that of its TaskStarted, `runner` that of its runner.
+
+    Of an agent's attempt `session` is the id of the conversation and `model` the one that was asked for; what follows
+    is what the turn cost, by the agent's own account, which comes at its end.
+    """
 
     task_id: str
     attempt: int
@@ -103,6 +110,13 @@ class AttemptState:
     error_length: int | None = None
     pid: int | None = None
     process_start: str | None = None
+    error_code: str | None = None
+    session: str | None = None
+    model: str | None = None
+    premium_requests: float | None = None
+    nano_aiu: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 Changes = dict[str, Any]
@@ -216,6 +230,7 @@ def _ended(state: TaskState, fact: f.AttemptEnd) -> Changes:
             error_length=fact.error_length,
             returncode=fact.returncode,
             reason=fact.reason,
+            error_code=fact.error_code,
         )
     return changes
 
@@ -265,10 +280,14 @@ _APPLY: Final[Mapping[type[f.TaskFact], Callable[[TaskState, Any], Changes]]] = 
     f.ProcessReaped: _nothing,
     f.TaskResolved: _resolved,
     f.TaskDeleted: _deleted,
+    **dict.fromkeys(AGENT_FACTS, _nothing),
 }
 
-REPORTS: Final = (f.TaskProgressed, f.TaskOutput)
-"""The facts that can be many and big, and that change nothing but the version: a fold may leave them unread."""
+REPORTS: Final = (f.TaskProgressed, f.TaskOutput, *AGENT_REPORTS)
+"""The facts that can be many and big, and that change nothing of a task and its attempts but the version.
+
+A fold of these may leave them unread.
+"""
 
 
 def apply(state: TaskState | None, fact: f.Fact | OpaqueEvent, *, task_id: str, version: int) -> TaskState:
@@ -323,6 +342,13 @@ def apply_attempt(
             error_length=None,
             pid=None,
             process_start=None,
+            error_code=None,
+            session=None,
+            model=None,
+            premium_requests=None,
+            nano_aiu=None,
+            input_tokens=None,
+            output_tokens=None,
         )
     if attempt is None:
         return None
@@ -339,8 +365,22 @@ def apply_attempt(
             exception=fact.exception,
             error=fact.error,
             error_length=fact.error_length,
+            error_code=fact.error_code,
         )
+    if isinstance(fact, AgentFact) and fact.attempt == attempt.attempt and attempt.status is RUNNING:
+        changes = _of_conversation(fact)
+        return evolve(attempt, **changes) if changes else attempt
     return attempt
+
+
+def _of_conversation(fact: AgentFact) -> Changes:
+    # What an agent says is not ours: where it says more than once what there is one of, the last counts.
+    if isinstance(fact, AgentSessionOpened):
+        return {"session": fact.session, "model": fact.model}
+    if isinstance(fact, AgentTurnEnded):
+        counted = ("premium_requests", "nano_aiu", "input_tokens", "output_tokens")
+        return {name: getattr(fact, name) for name in counted}
+    return {}
 
 
 _SNAPSHOT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
