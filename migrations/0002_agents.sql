@@ -28,7 +28,7 @@ CREATE TABLE tool_calls (
   error TEXT,
   error_length INTEGER,
   files TEXT,
-  end INTEGER REFERENCES events (position)
+  end_position INTEGER REFERENCES events (position)
 ) STRICT;
 
 CREATE INDEX tool_calls_of_attempts ON tool_calls (task_id, attempt);

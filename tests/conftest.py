@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from browsed import Browsed, make_browsed_ledger
 
-pytest_plugins = ["ttasks.testing.fixtures"]
+pytest_plugins = ["ttasks.testing.fixtures", "doubles.real", "copilots"]
 
 # Where this runs in the background of a script, Ctrl-C is ignored, also by every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -19,6 +19,7 @@ except ImportError:  # pragma: no cover - only where there is none
 if TYPE_CHECKING:
     from ttasks.errors import (
         AlreadyRunningError,
+        CopilotError,
         DamagedLedgerError,
         GraphError,
         LedgerError,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from ttasks.events.envelope import OpaqueEvent, RecordedEvent
     from ttasks.events.status import RunStatus, TaskStatus, TaskType
     from ttasks.handlers.context import TaskContext
-    from ttasks.handlers.copilot import (
+    from ttasks.handlers.copilot.permissions import PermissionRequest
+    from ttasks.handlers.copilot.session import (
         CopilotAgentSession,
         make_copilot_agent_handler,
         make_copilot_prompt_handler,
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "ttasks.errors": (
-        "AlreadyRunningError", "DamagedLedgerError", "GraphError", "LedgerError", "LedgerUnwritableError",
+        "AlreadyRunningError", "CopilotError", "DamagedLedgerError", "GraphError", "LedgerError",
+        "LedgerUnwritableError",
         "NotALedgerError", "NotFoundError", "NotResumableError", "RedactionError", "SealedTaskError",
         "StreamConflictError", "SurvivorError", "TaskCancelled", "TaskExecutionError", "TaskTimeoutError",
         "TransitionError", "TtasksError",
@@ -72,7 +75,8 @@ _HOMES: Final = {
     "ttasks.events.envelope": ("OpaqueEvent", "RecordedEvent"),
     "ttasks.events.status": ("RunStatus", "TaskStatus", "TaskType"),
     "ttasks.handlers.context": ("TaskContext",),
-    "ttasks.handlers.copilot": (
+    "ttasks.handlers.copilot.permissions": ("PermissionRequest",),
+    "ttasks.handlers.copilot.session": (
         "CopilotAgentSession", "make_copilot_agent_handler", "make_copilot_prompt_handler",
     ),
     "ttasks.model.event": ("TaskEvent", "TaskEventType"),
@@ -111,6 +115,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AlreadyRunningError",
     "CopilotAgentSession",
+    "CopilotError",
     "DamagedLedgerError",
     "EventBus",
     "EventView",
@@ -125,6 +130,7 @@ __all__ = [
     "OpaqueEvent",
     "Owed",
     "PastStore",
+    "PermissionRequest",
     "RecordedError",
     "RecordedEvent",
     "RedactionError",

@@ -32,7 +32,7 @@ class TaskCancelled(TtasksError):
 class TaskExecutionError(TtasksError, RuntimeError):
     """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``.
 
-    A handler may raise it for whatever it ran, with a `code`: the word by which programs know what went wrong.
+    `code` is a word by which programs know what went wrong; it is the result's `error_code`.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class TaskExecutionError(TtasksError, RuntimeError):
 
 
 class TaskTimeoutError(TtasksError, TimeoutError):
-    """A task ran longer than its time-out. `completed` holds what was printed so far, `code` is as in
-    `TaskExecutionError`."""
+    """A task ran longer than its time-out. `completed` holds what was printed so far; `code` is as in
+    `TaskExecutionError`.
+    """
 
     def __init__(
         self, message: str, completed: CompletedProcess[str] | None = None, *, code: str | None = None
@@ -53,6 +54,15 @@ class TaskTimeoutError(TtasksError, TimeoutError):
         super().__init__(message)
         self.completed = completed
         self.code = code
+
+
+class CopilotError(TaskExecutionError):
+    """A Copilot prompt or agent could not be run, or failed. Its text says what to do.
+
+    `code` is one of ``cli_missing cli_not_runnable cli_incompatible cli_crashed not_authenticated quota_exceeded
+    rate_limited provider_refused provider_failed provider_unreachable model_unavailable context_limit
+    session_not_found bad_working_directory aborted copilot_error``.
+    """
 
 
 class TransitionError(TtasksError, ValueError):

@@ -253,11 +253,13 @@ def test_hostile_names_titles_and_output_can_not_steer_the_terminal(ttasks: Shel
     assert "\\x1b[2J [red]title[/red]" in printed[0].stdout
 
 
-def test_prompt_and_agent_tasks_fail_with_one_sentence(ttasks: Shell) -> None:
-    ttasks.write("all.yaml", "tasks:\n  b: {prompt: hi}\n  c: {agent: do}\n")
+def test_prompts_and_agents_without_a_cli_fail_with_a_sentence_that_says_what_to_do(ttasks: Shell) -> None:
+    env = "env: {COPILOT_CLI_PATH: /nowhere}"
+    ttasks.write("all.yaml", f"tasks:\n  b: {{prompt: hi, {env}}}\n  c: {{agent: do, {env}}}\n")
     done = ttasks("run", "all.yaml")
     assert done.returncode == 1
-    assert done.stdout.count("can't run") >= 2
+    for name in "bc":
+        assert f"{name}: failed: no Copilot CLI was found (/nowhere does not exist). Install it with" in done.stdout
 
 
 def test_a_powershell_task_without_a_pwsh_fails_with_a_sentence_that_names_it(ttasks: Shell) -> None:

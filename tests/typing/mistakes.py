@@ -2,6 +2,7 @@
 # ruff: noqa - its mistakes are there on purpose
 
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskContext, TaskEvent, TaskExecutor, TaskGraph, TaskStatus, TaskType
+from ttasks import CopilotAgentSession, make_copilot_agent_handler
 from ttasks import TaskRunner  # E: attr-defined
 
 
@@ -45,3 +46,10 @@ def wrong(store: SQLiteStore, executor: TaskExecutor, graph: TaskGraph, task: Ta
     store.as_of("yesterday")  # E: arg-type
     [event.positions for event in store.events]  # E: attr-defined
     SQLiteStore(7)  # E: arg-type
+    make_copilot_agent_handler("gpt-x")  # E: call-arg
+    make_copilot_agent_handler(permissions=3)  # E: arg-type
+    make_copilot_agent_handler(permissions=lambda request: None)  # E: arg-type
+    CopilotAgentSession(timeout="1 minute")  # E: arg-type
+    with CopilotAgentSession() as session:
+        session.send_and_wait(3)  # E: arg-type
+        session.session_id = "mine"  # E: misc

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar, assert_type
 
 from ttasks import (
+    CopilotAgentSession,
+    CopilotError,
     EventBus,
     InMemoryStore,
     PastStore,
+    PermissionRequest,
     RecordedEvent,
     RetryPolicy,
     Run,
@@ -28,6 +32,8 @@ from ttasks import (
     TaskResult,
     TaskStatus,
     TaskType,
+    make_copilot_agent_handler,
+    make_copilot_prompt_handler,
 )
 
 
@@ -150,10 +156,39 @@ def any_store(store: Store) -> list[str]:
     return [task.title for task in store.tasks.values()]
 
 
+def decide(request: PermissionRequest) -> bool | str:
+    assert_type(request.paths, tuple[str, ...])
+    assert_type(request.intention, str | None)
+    return request.kind == "read" or f"not {request.subject}"
+
+
+def agents(executor: TaskExecutor) -> None:
+    executor.register(TaskType.PROMPT, make_copilot_prompt_handler(model="gpt-x", timeout=None, cli_path="copilot"))
+    executor.register(TaskType.AGENT, make_copilot_agent_handler(permissions=decide, working_directory=Path("src")))
+    make_copilot_agent_handler(permissions="read_only", env={"A": "b"}, provider={"base_url": "http://127.0.0.1/v1"})
+    with CopilotAgentSession(permissions=["read", "deny shell(rm *)"], streaming=False) as session:
+        assert_type(session, CopilotAgentSession)
+        assert_type(session.send_and_wait("Hello", timeout=2.5), str)
+        assert_type(session.on(print), Callable[[], None])
+        assert_type(session.event_errors, list[Exception])
+        executor.register(TaskType.AGENT, session.handler())
+    try:
+        executor.execute(Task.agent("Look"))
+    except CopilotError as error:
+        assert_type(error.code, str | None)
+
+
+async def talk() -> None:
+    async with CopilotAgentSession(on_event=print) as session:
+        assert_type(await session.send_and_wait("Hello"), str)
+        assert_type(session.session_id, str)
+
+
 def use_them_all() -> None:
     with SQLiteStore("ledger.db", redact=["PASSWORD"]) as store, TaskExecutor(store) as executor:
         assert_type(store, SQLiteStore)
         execute(executor)
+        agents(executor)
         graphs(TaskExecutor.empty(InMemoryStore()))
         any_store(store)
         any_store(InMemoryStore())

@@ -11,7 +11,7 @@ import pytest
 import ttasks
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"pydantic", "copilot", "datasette", "sqlite_utils", "rich", "click", "yaml", "psutil"}
+HEAVY = {"pydantic", "copilot", "asyncio", "datasette", "sqlite_utils", "rich", "click", "yaml", "psutil"}
 
 
 def loaded_by(program: str, *arguments: str) -> set[str]:

@@ -88,7 +88,7 @@ def test_a_tool_call_ends_as_its_agent_says(outcome: str) -> None:
 
     begun = ToolCallState(3, "t", 1, "c1", "bash", outcome, AT)  # type: ignore[arg-type]
     assert found == replace(
-        begun, finished_at=LATER, duration=2.5, exit_code=3, error="no", files=files, end=4
+        begun, finished_at=LATER, duration=2.5, exit_code=3, error="no", files=files, end_position=4
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_calls_that_run_at_the_same_time_end_each_by_its_id() -> None:
 
     assert isinstance(one, ToolCallState)
     assert isinstance(two, ToolCallState)
-    assert [(one.call, one.status, one.end), (two.call, two.status, two.end)] == [
+    assert [(one.call, one.status, one.end_position), (two.call, two.status, two.end_position)] == [
         ("c1", "succeeded", 5),
         ("c2", "failed", 6),
     ]
@@ -114,7 +114,7 @@ def test_of_a_call_whose_attempt_ended_while_it_ran_nothing_is_known(end: type[f
         "approved",
     ]
     assert isinstance(states[0], ToolCallState)
-    assert (states[0].finished_at, states[0].duration, states[0].end) == (None, None, None)
+    assert (states[0].finished_at, states[0].duration, states[0].end_position) == (None, None, None)
 
 
 def test_a_task_that_is_imported_while_it_runs_has_no_call_that_runs() -> None:

@@ -287,3 +287,13 @@ def browse(more: tuple[Path, ...], port: int, opens: bool, ledger: Path | None) 
 
     given = [ledger] if ledger is not None else []
     sys.exit(browsing.browse([*given, *more] or [ledger_path(None)], port, opens=opens))
+
+
+@command.command()
+@click.argument("parts", nargs=-1, type=click.Choice(("bash", "pwsh", "copilot")), metavar="[bash|pwsh|copilot]...")
+@says_errors
+def doctor(parts: tuple[str, ...]) -> None:
+    """Say what can run here, without asking a model anything; exit with 1 when something that is named can't."""
+    from ttasks.cli import doctor as examining
+
+    sys.exit(examining.doctor(parts))

@@ -175,7 +175,8 @@ class AgentErred(AgentFact):
 
 @dataclass(frozen=True)
 class AgentAborted(AgentFact):
-    """The turn was ended before the agent was done. `why`: ``cancelled``, ``timeout``, ``stopped``, ``crashed``."""
+    """The turn was ended before the agent was done. `why`: ``cancelled``, ``timeout``, ``stopped`` (its runner
+    was), ``closed`` (its session was), ``failed`` (it could not be recorded), ``crashed``."""
 
     why: str
 

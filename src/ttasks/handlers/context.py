@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from ttasks.errors import TaskCancelled
+from ttasks.events.agent_facts import AgentFact
 from ttasks.events.status import TaskStatus, TaskType
 from ttasks.handlers.kept import Kept, WholeText
 from ttasks.model.task import Task
@@ -51,6 +52,23 @@ class AttemptPort(Protocol):
 
     def finished_printing(self) -> None:
         """Take note that nothing more will be printed."""
+
+    def report(self, fact: AgentFact, *, at_once: bool = False) -> None:
+        """Take a fact about what an agent does; it is recorded soon, or `at_once`, before this returns.
+
+        Raises:
+            LedgerUnwritableError: this one, or one that was reported before, could not be recorded.
+            StreamConflictError: somebody else has recorded the end of this attempt.
+        """
+
+    def check(self) -> None:
+        """Raise what `report` would raise, though there is nothing to report."""
+
+    def tell(self, message: str) -> None:
+        """Tell subscribers how far it is, without recording it: what is told of is a fact already."""
+
+    def interrupted_session(self) -> str | None:
+        """Return the conversation of the attempt before, where that was interrupted in the middle of it."""
 
 
 class TaskContext:
@@ -174,6 +192,19 @@ class DetachedPort:
 
     def finished_printing(self) -> None:
         """Nothing: nobody records."""
+
+    def report(self, fact: AgentFact, *, at_once: bool = False) -> None:
+        """Nothing: nobody records."""
+
+    def check(self) -> None:
+        """Nothing: nobody records."""
+
+    def tell(self, message: str) -> None:
+        """Nothing: nobody listens."""
+
+    def interrupted_session(self) -> str | None:
+        """Return None: nobody has recorded any."""
+        return None
 
 
 public(TaskContext)

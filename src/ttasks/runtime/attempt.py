@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ttasks import clock
 from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, TtasksError, words
+from ttasks.events.agent_facts import AgentFact
 from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
@@ -289,7 +290,7 @@ class Attempt:
             reason=reason.value,
             error_code=_error_code(error),
         )
-        output = self._clean(_text(completed.stdout)) if completed is not None else ""
+        output = self._output_of(completed)
         return Ending(fact, self._result(TaskStatus.FAILED, fact, output, text, completed), error)
 
     def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
@@ -305,7 +306,7 @@ class Attempt:
             returncode=_code(completed),
             reason=TerminationReason.CANCELLED.value,
         )
-        output = self._clean(_text(completed.stdout)) if completed is not None else ""
+        output = self._output_of(completed)
         is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
         raised = error if is_kept and error is not None else TaskCancelled(text)
         if isinstance(raised, TaskCancelled) and not words(raised):
@@ -318,8 +319,14 @@ class Attempt:
         text = "its runner was stopped: what became of the work is unknown"
         fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
         completed = getattr(error, "completed", None)
-        output = self._clean(_text(completed.stdout)) if completed is not None else ""
+        output = self._output_of(completed)
         return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
+
+    def _output_of(self, completed: subprocess.CompletedProcess[Any] | None) -> str:
+        """Return what was printed by an attempt that did not succeed; what an agent said is nowhere else."""
+        if completed is not None:
+            return self._clean(_text(completed.stdout))
+        return self._printing.kept["stdout"].text() if self._printing is not None else ""
 
     def _clean(self, text: str) -> str:
         return text if self._redaction is None else self._redaction.text(text)
@@ -496,6 +503,32 @@ class Attempt:
                 )
             )
 
+    def report(self, fact: AgentFact, *, at_once: bool = False) -> None:
+        """Take a fact about what an agent does; after the end of the attempt it is too late for any."""
+        if self._buffer is None or self._is_over:
+            return
+        if at_once:
+            self._buffer.add_at_once(fact)
+        else:
+            self._buffer.add(fact)
+            self._buffer.check()
+
+    def check(self) -> None:
+        """Raise what the ledger refused, while the attempt runs."""
+        if self._buffer is not None and not self._is_over:
+            self._buffer.check()
+
+    def tell(self, message: str) -> None:
+        """Tell subscribers how far it is, without recording it."""
+        if not self._is_over:
+            self._emit_progress(clock.now(), None, self._clean(message))
+
+    def interrupted_session(self) -> str | None:
+        """Return the conversation of the attempt before, where that was interrupted in the middle of it."""
+        log = self._journal.log
+        before = [one for one in log.readers.attempts(self.task.id) if one.attempt == self.number - 1] if log else []
+        return before[0].session if before and before[0].status is TaskStatus.INTERRUPTED else None
+
     def _progress(self, percent: float | None, message: str | None) -> None:
         at: datetime = clock.now()
         if self._is_over:
@@ -503,6 +536,9 @@ class Attempt:
         message = message if message is None else self._clean(message)
         if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
+        self._emit_progress(at, percent, message)
+
+    def _emit_progress(self, at: datetime, percent: float | None, message: str | None) -> None:
         self._bus.emit(
             TaskEvent(
                 TaskEventType.PROGRESS,

@@ -11,7 +11,7 @@ from typing import Self
 from ttasks import clock, errors
 from ttasks.errors import StreamConflictError
 from ttasks.events.status import TaskType
-from ttasks.handlers.copilot import make_copilot_agent_handler, make_copilot_prompt_handler
+from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
 from ttasks.model.event import TaskEventType
@@ -56,8 +56,8 @@ class TaskExecutor(Executions):
         self._is_shutdown = False
         self.register(TaskType.BASH, bash_handler)
         self.register(TaskType.POWERSHELL, powershell_handler)
-        self.register(TaskType.PROMPT, make_copilot_prompt_handler())
-        self.register(TaskType.AGENT, make_copilot_agent_handler())
+        self.register(TaskType.PROMPT, copilot_prompt_handler)
+        self.register(TaskType.AGENT, copilot_agent_handler)
 
     @classmethod
     def empty(cls, store: Store | None = None, *, max_output_bytes: int | None = None) -> Self:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ttasks import clock
+from ttasks.events.agent_facts import AgentFact
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
 from ttasks.handlers.kept import Limit
@@ -41,6 +42,7 @@ class OutputBuffer:
         self._size = 0
         self._is_scheduled = False
         self._is_stuck = False
+        self._refusal: Exception | None = None
 
     def printed(self, stream: str, text: str) -> None:
         """Take what was read from a pipe; a full batch is written on this thread."""
@@ -54,12 +56,29 @@ class OutputBuffer:
         else:
             self._schedule()
 
-    def add(self, fact: ProcessSpawned | TaskProgressed) -> None:
+    def add(self, fact: ProcessSpawned | TaskProgressed | AgentFact) -> None:
         """Take a fact."""
         with self._lock:
             self._close_batch()
             self._facts.append(fact)
         self._schedule()
+
+    def add_at_once(self, fact: AgentFact) -> None:
+        """Take a fact, and return when it is written, with all that was taken before.
+
+        Raises:
+            LedgerUnwritableError, StreamConflictError: the ledger refused; it goes with the attempt's end, if that can.
+        """
+        with self._lock:
+            self._close_batch()
+            self._facts.append(fact)
+        self.flush()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the ledger refused something with, if it has."""
+        if self._refusal is not None:
+            raise self._refusal
 
     def _close_batch(self) -> None:
         if self._chunks:
@@ -89,10 +108,11 @@ class OutputBuffer:
                 return
             try:
                 self._journal.record([Entry(self._task, facts, Owned(self._attempt, knows_cancel=True), self._cause)])
-            except Exception:  # noqa: BLE001 - they go with the attempt's end, which tells whoever executes what is wrong
+            except Exception as refusal:  # noqa: BLE001 - they go with the attempt's end, which tells who executes
                 with self._lock:
                     self._facts = facts + self._facts
                     self._is_stuck = True
+                    self._refusal = refusal
 
     def take(self) -> list[TaskFact]:
         """Return what is not written yet: the attempt's end takes it along."""

@@ -54,9 +54,9 @@ AGENT_FACTS: Final = (AgentSessionOpened, *AGENT_REPORTS, AgentTurnEnded)
 class ToolCallState:
     """One call of a tool, and its row in `tool_calls`. `position` is that of its ToolCallStarted.
 
-    `status` is ``running``, then how it ended; ``unknown``: its attempt ended, in whatever way, while it ran. `end` is
-    the position of its ToolCallEnded, which holds what the tool gave out. `duration` is in seconds, from `started_at`
-    to `finished_at`. `error` is a tail where `error_length`, the number of characters of the whole, is not None.
+    `status` is ``running``, then how it ended; ``unknown``: its attempt ended, in whatever way, while it ran.
+    `end_position` is that of its ToolCallEnded, which holds what the tool gave out. `duration` is in seconds, from
+    `started_at` to `finished_at`. `error` is a tail where `error_length`, the characters of the whole, is not None.
     """
 
     position: int
@@ -76,7 +76,7 @@ class ToolCallState:
     error: str | None = None
     error_length: int | None = None
     files: tuple[FileEdit, ...] | None = None
-    end: int | None = None
+    end_position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _call_ended(call: ToolCallState, fact: ToolCallEnded, *, position: int) -> T
         exit_code=fact.exit_code,
         error=fact.error,
         files=fact.files,
-        end=position,
+        end_position=position,
     )
 
 

@@ -466,7 +466,7 @@ def runner_state(row: Row) -> RunnerState:
 
 TOOL_CALLS: Final = (
     "position", "task_id", "attempt", "call", "tool", "status", "arguments", "server", "parent", "agent", "started_at",
-    "finished_at", "duration", "exit_code", "error", "error_length", "files", "end",
+    "finished_at", "duration", "exit_code", "error", "error_length", "files", "end_position",
 )  # fmt: skip
 _TOOL_CALL_FORMS: Final[_Forms] = {
     **dict.fromkeys(("call", "tool", "server", "parent", "agent", "error"), _TEXT),
