@@ -16,6 +16,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 
 import pytest
+from copilot_pages import cli_of_the_pages
 
 import ttasks
 from strategies import created, started
@@ -95,6 +96,7 @@ class Reader:
             "PYTHONPATH": str(Path(ttasks.__file__).resolve().parents[1]),
             "COLUMNS": "400",
             "HOME": str(folder),
+            "COPILOT_CLI_PATH": str(cli_of_the_pages(folder / "stand-in")),
         }
 
     def read(self, block: Block) -> None:

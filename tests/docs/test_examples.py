@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import ttasks
+from doubles.scripted import scripted_cli
 from ttasks.cli.run import graph_of
 from ttasks.cli.workflow import load_workflow
 
@@ -150,6 +151,38 @@ def test_the_report_refuses_a_ledger_that_is_not_the_one_of_its_run(scratch: Pat
     done = run(scratch, *TTASKS, "run", "run.yaml", "--ledger", "elsewhere.db")
     assert done.returncode == 1
     assert "there is no ledger at " in done.stdout
+
+
+def test_the_reviewing_example_lets_an_agent_read_what_failed_and_nothing_else(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (EXAMPLES / "review.yaml").read_text("utf-8")
+    broken = re.sub(r"bash: python .*", "bash: echo E501 >&2; exit 1", text)
+    (scratch / "examples").mkdir()
+    (scratch / "examples" / "review.yaml").write_text(broken, "utf-8")
+    asked = ["ttasks show", "ttasks show 01a2 --output", "ttasks show; git push", "ttasks rebuild"]
+    steps = [{"tool": "bash", "arguments": {"command": command}, "output": ""} for command in asked]
+    view = {"tool": "view", "arguments": {"path": str(scratch / "examples" / "review.yaml")}, "output": ""}
+    edit = {"tool": "edit", "arguments": {"path": "examples/review.yaml", "old_str": "", "new_str": ""}, "output": ""}
+    cli = scripted_cli(scratch / "stand-in", [*steps, view, edit, {"say": "Line 3 is too long: cut it."}])
+    monkeypatch.setenv("COPILOT_CLI_PATH", str(cli))
+    monkeypatch.setenv("HOME", str(scratch))
+
+    done = run(scratch, *TTASKS, "run", "examples/review.yaml")
+
+    assert done.returncode == 1
+    assert "advise | Line 3 is too long: cut it." in done.stdout
+    assert statuses(scratch) == {"lint": "failed", "types": "failed", "tests": "failed", "advise": "succeeded"}
+    with contextlib.closing(sqlite3.connect(scratch / ".ttasks" / "ledger.db")) as ledger:
+        decisions = ledger.execute("SELECT decision, decided_by FROM permissions ORDER BY position").fetchall()
+    assert decisions == [
+        ("approved", "shell(ttasks show)"),
+        ("approved", "shell(ttasks show *)"),
+        ("denied", "no rule"),
+        ("denied", "no rule"),
+        ("approved", "read"),
+        ("denied", "no rule"),
+    ]
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda example: example.name)
