@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents import fixed, repeating, reports
 from processes import PATIENCE_S, processes_of, until
 from ttasks import (
     RetryPolicy,
@@ -74,6 +75,8 @@ class Browsed:
     solo: str
     hostile_task: str
     colours: str
+    agent: str
+    hostile_agent: str
 
 
 def make_browsed_ledger(path: Path, *, wide: int = 300) -> Browsed:
@@ -130,11 +133,29 @@ def make_browsed_ledger(path: Path, *, wide: int = 300) -> Browsed:
         colours = Task.bash(f"{_PRINTS_COLOURS}; exit 7", title="colours")
         with contextlib.suppress(TaskExecutionError):
             executor.execute(colours)
+        agents = _run_agents(executor)
         (hostile_task,) = hostile
         if git_root() is not None:
             until(lambda: any(store.events(type="RunnerDescribed")))
-        ids = Browsed(path, ok.id, failed.id, retried.id, "", many.id, hostile.id, solo.id, hostile_task.id, colours.id)
+        ids = Browsed(
+            path, ok.id, failed.id, retried.id, "", many.id, hostile.id, solo.id, hostile_task.id, colours.id, *agents
+        )
     return Browsed(**{**ids.__dict__, "interrupted": _interrupt(path)})
+
+
+def _run_agents(executor: TaskExecutor) -> tuple[str, str]:
+    """Run a graph with an agent's task, and one with hostile texts by itself, without an agent; return their ids."""
+    executor.register(TaskType.AGENT, reports(fixed, "The discount was taken off twice. It is fixed."))
+    graph = TaskGraph(title="mend what broke")
+    broken = Task.bash("echo 1 failed >&2", title="test")
+    agent = Task.agent("The test of the price with a discount fails. Find out why, fix it, and commit.", title="mend")
+    graph.add(broken)
+    graph.add(agent, after=[broken])
+    graph.run(executor)
+    executor.register(TaskType.PROMPT, reports(repeating(HOSTILE), HOSTILE))
+    hostile = Task.prompt(HOSTILE, title=HOSTILE)
+    executor.execute(hostile)
+    return agent.id, hostile.id
 
 
 def _succeed_or_fail(context: TaskContext) -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
+
+from ttasks.events.agent_facts import AgentSessionOpened, FileEdit
 
 _JOINERS: Final = "\u200d\ufe0f"
 ID_LENGTH: Final = 8
+LOOKS_LIKE: Final = {
+    "approved": "succeeded",
+    "denied": "blocked",
+    "aborted": "cancelled",
+    "unknown": "interrupted",
+    "unanswered": "interrupted",
+}
+"""How words that only agents' tool calls and requests have look: as a task that stands like that."""
+_SUBJECTS: Final = ("command", "pattern", "query", "path", "file_path", "url", "prompt")
+"""Which argument of a tool says best what it was called for, by the tools that there are."""
 
 
 def printable(text: str) -> str:
@@ -50,3 +64,94 @@ def moment(at: datetime | None) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 task``, ``2 tasks``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def looks_like(word: str) -> str:
+    """Return the status of a task in whose colour and shape a word is shown; the word itself where it is one."""
+    return LOOKS_LIKE.get(word, word)
+
+
+def tokens(sent: int | None, answered: int | None, cached: int | None = None) -> str:
+    """Return ``1,200 tokens in (1,000 cached), 70 out``; empty where nothing is known."""
+    said = []
+    if sent is not None:
+        said.append(f"{sent:,} token{'' if sent == 1 else 's'} in{f' ({cached:,} cached)' if cached else ''}")
+    if answered is not None:
+        said.append(f"{answered:,}{'' if said else ' tokens'} out")
+    return ", ".join(said)
+
+
+def ai_credits(nano_aiu: float) -> str:
+    """Return billionths of an AI credit as AI credits: ``0.0123``."""
+    return f"{nano_aiu / 1e9:.4g}" if abs(nano_aiu) < 1e12 else f"{nano_aiu / 1e9:,.0f}"
+
+
+def cost(premium_requests: float | None, nano_aiu: float | None) -> str:
+    """Return ``1 premium request, 0.12 AI credits``; empty where the agent did not say what it cost."""
+    said = []
+    if premium_requests is not None:
+        said.append(f"{premium_requests:g} premium request{'' if premium_requests == 1 else 's'}")
+    if nano_aiu is not None:
+        said.append(f"{ai_credits(nano_aiu)} AI credits")
+    return ", ".join(said)
+
+
+def lines_changed(added: int | None, removed: int | None) -> str:
+    """Return ``+12 -3 lines``; empty where none were changed."""
+    return f"+{added or 0} -{removed or 0} lines" if added or removed else ""
+
+
+def called_for(arguments: Any) -> str:
+    """Return what a tool was called for: its command, path, address or the like, else all its arguments as JSON."""
+    if isinstance(arguments, Mapping):
+        for name in _SUBJECTS:
+            if isinstance(arguments.get(name), str):
+                return str(arguments[name])
+    if arguments is None or isinstance(arguments, str):
+        return arguments or ""
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def other_arguments(arguments: Any) -> dict[str, str]:
+    """Return the arguments that `called_for` does not tell, by name: texts as they are, else as JSON."""
+    if not isinstance(arguments, Mapping):
+        return {}
+    told = next((name for name in _SUBJECTS if isinstance(arguments.get(name), str)), None)
+    if told is None:
+        return {}
+    return {
+        str(name): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in arguments.items()
+        if name != told
+    }
+
+
+def files_changed(files: Sequence[FileEdit] | None) -> str:
+    """Return the files that a tool changed, with what was done to each."""
+    return ", ".join(f"{each.path} ({each.kind})" for each in files or ())
+
+
+def agent_of(opened: AgentSessionOpened) -> str:
+    """Return what ran the agent: ``CLI 1.0.102, SDK 1.0.25``; empty where it did not say."""
+    said = [("CLI", opened.cli_version), ("SDK", opened.sdk_version)]
+    return ", ".join(f"{name} {version}" for name, version in said if version)
+
+
+def model_of(opened: AgentSessionOpened) -> str:
+    """Return the model that was asked for, with how hard it was to think."""
+    effort = f", reasoning effort {opened.reasoning_effort}" if opened.reasoning_effort else ""
+    return f"{opened.model or 'the default model'}{effort}"
+
+
+def through(opened: AgentSessionOpened) -> str:
+    """Return through whom the model was reached: the address of a provider, or GitHub Copilot and as whom."""
+    if opened.provider is not None:
+        return opened.provider
+    return f"GitHub Copilot, {opened.account}" if opened.account else "GitHub Copilot"
+
+
+def tools_of(opened: AgentSessionOpened) -> str:
+    """Return which tools the agent had; empty where it was limited in none."""
+    only = "" if opened.tools is None else f"only {', '.join(opened.tools)}" if opened.tools else "none"
+    without = f"without {', '.join(opened.excluded_tools)}" if opened.excluded_tools else ""
+    return ", ".join(filter(None, (only, without)))

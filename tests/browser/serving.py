@@ -52,6 +52,8 @@ PAGES: Final = (
     Kind("wide", re.compile(f"{LEDGER}/graph/{NEVER}"), lambda made: f"{LEDGER}/graph/{made.wide}"),
     Kind("task", re.compile(f"{LEDGER}/task/[^/]+"), lambda made: f"{LEDGER}/task/{made.colours}"),
     Kind("hostile", re.compile(f"{LEDGER}/task/{NEVER}"), lambda made: f"{LEDGER}/task/{made.hostile_task}"),
+    Kind("agent", re.compile(f"{LEDGER}/task/{NEVER}"), lambda made: f"{LEDGER}/task/{made.agent}"),
+    Kind("hostile-agent", re.compile(f"{LEDGER}/task/{NEVER}"), lambda made: f"{LEDGER}/task/{made.hostile_agent}"),
     Kind("event", re.compile(f"{LEDGER}/event/[0-9]+"), lambda _: f"{LEDGER}/event/30"),
     Kind("search", re.compile(f"{LEDGER}/search"), lambda _: f"{LEDGER}/search?q=no+space"),
 )

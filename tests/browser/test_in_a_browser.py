@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 from serving import DESKTOP, LEDGER, PAGES, PHONE, Kind, Served, make_small_ledger, served
 
+from agents import Saying, fixed
 from browsed import Browsed, a_live_run
-from processes import PATIENCE_S
+from processes import PATIENCE_S, until
+from ttasks import SQLiteStore, Task, TaskContext, TaskExecutor, TaskType, clock
+from ttasks.events.agent_facts import ToolCallEnded
 
 if TYPE_CHECKING:
     from conftest import Watched
@@ -152,6 +156,41 @@ def test_the_home_follows_a_run_without_being_loaded_again(look: Look, small: Pa
         running.get_by_text("Nothing.").wait_for(timeout=FOLLOWS_MS)
         assert page.evaluate("window.isStillTheSame")
         assert watched.wrong == []
+
+
+def test_what_an_agent_does_is_followed_and_what_was_unfolded_stays_so(look: Look, tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def handler(context: TaskContext) -> None:
+        port = context._port
+        assert port is not None
+        for fact in fixed(Saying(1, clock.now())):
+            is_first_end = isinstance(fact, ToolCallEnded) and not go_on.is_set()
+            port.report(fact, at_once=is_first_end)
+            if is_first_end:
+                assert go_on.wait(PATIENCE_S)
+
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor, served(path) as at:
+        executor.register(TaskType.AGENT, handler)
+        task = Task.agent("work", title="works")
+        thread = threading.Thread(target=executor.execute, args=[task])
+        thread.start()
+        try:
+            until(lambda: task.is_running)
+            watched = look(at, f"{LEDGER}/task/{task.id}")
+            steps = watched.page.locator(".step")
+            output = steps.locator("details").first
+            output.locator("summary").click(timeout=FOLLOWS_MS)
+            before = steps.count()
+            go_on.set()
+            watched.page.get_by_text("I may not push").wait_for(timeout=FOLLOWS_MS)
+            assert steps.count() > before
+            assert output.get_attribute("open") is not None
+            assert watched.wrong == []
+        finally:
+            go_on.set()
+            thread.join(PATIENCE_S)
 
 
 def test_a_server_that_is_told_to_ends_though_a_page_follows_it_and_the_page_says_so(look: Look, small: Path) -> None:

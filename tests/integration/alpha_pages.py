@@ -19,7 +19,7 @@ from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import TABLES
 
 LEDGER, OTHER = Path(sys.argv[1]), Path(sys.argv[2])
-TASK, GRAPH = sys.argv[3], sys.argv[4]
+TASK, GRAPH, AGENT = sys.argv[3:6]
 SEARCH = "/-/ttasks/ledger/search"
 PAGES = [
     *(
@@ -33,6 +33,7 @@ PAGES = [
         "/-/ttasks/other",
     ),
     *(SEARCH, f"{SEARCH}?q=fetch&output=1&since=2020-01-01", f"{SEARCH}?q={TASK}"),
+    *(f"/-/ttasks/ledger/{page}" for page in (f"task/{TASK}", f"task/{AGENT}", f"graph/{GRAPH}", "event/1")),
     *(f"/ledger/{name}" for name in TABLES),
     *(f"/ledger/{name}{ending}" for name in QUERIES for ending in ("", ".csv", ".json?_shape=array")),
     *(f"/ledger/tasks/{TASK}", f"/ledger/graphs/{GRAPH}", "/ledger/attempts?status=failed"),

@@ -8,11 +8,15 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ttasks import SQLiteStore, Task, TaskGraph
+from agents import Saying, cut_off, reports
+from browsed import Browsed
+from ttasks import CopilotError, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
+from ttasks.events.agent_facts import AgentFact, ToolCallStarted
 
 TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
 
@@ -180,6 +184,67 @@ def test_show_tells_a_graph_and_a_task_by_part_of_its_id(ttasks: Shell) -> None:
     shown = ttasks("show", str(task_id)[-8:]).stdout
     assert "attempt 2 failed" in shown and "exit code 3" in shown and "| no such thing" in shown
     assert ttasks("show", str(task_id), "--output").stdout.endswith("before\nno such thing\n")
+
+
+def test_show_tells_what_an_agent_did(ttasks: Shell, browsed: Browsed) -> None:
+    shown = ttasks("show", browsed.agent, "--ledger", str(browsed.path)).stdout
+    after = shown[shown.index("session ") :].splitlines()
+    assert after == [
+        "session   0d5b8a52-6a0e-4c8f-9a6e-2f6f6a1f4c11, gpt-5.5, reasoning effort high, through GitHub Copilot,"
+        " gh-cli kim, CLI 1.0.102, SDK 1.0.27",
+        "decides   read, write(src/*), shell(git *), shell(pytest *), deny shell(git push*)",
+        "tools     without web_fetch",
+        "> The test of the price with a discount fails. Find out why, fix it, and commit.",
+        "I'll run the tests first to see what fails.",
+        "tool bash: pytest -q tests/test_price.py -> failed (exit 1), 1.37 s",
+        '  permission shell "pytest -q tests/test_price.py" approved by shell(pytest *)',
+        "tool task: Where are discounts computed? -> succeeded, 1.25 s",
+        "tool sub-agent 7f3c2a90: grep: discount -> succeeded, 50 ms",
+        "sub-agent 7f3c2a90: In src/price.py, line 14.",
+        "tool edit: /home/kim/shop/src/price.py -> succeeded, 90 ms",
+        "  changed /home/kim/shop/src/price.py (edit)",
+        '  permission write "/home/kim/shop/src/price.py" approved by write(src/*)',
+        "error rate_limit (429): Too many requests; try again in 2 s; it tries again",
+        "tool bash: git commit -am 'Take the discount off once' && git push -> denied, 50 ms",
+        "  permission shell \"git commit -am 'Take the discount off once' && git push\" denied by deny shell(git"
+        " push*): This is not permitted here: the rule 'deny shell(git push*)' forbids it.",
+        '  permission url "https://docs.python.org/3/library/decimal.html" denied by no rule',
+        "The discount was taken off twice. It is fixed in src/price.py; I may not push, so please do that yourself.",
+        "turn      3 model calls, 32,340 tokens in (27,648 cached), 418 out, 1 premium request, 0.1318 AI credits,"
+        " +1 -1 lines",
+    ]
+    whole = ttasks("show", browsed.agent, "--ledger", str(browsed.path), "--output").stdout
+    assert whole.startswith(shown) and whole.endswith("\nThe discount was taken off twice. It is fixed.\n")
+    hostile = ttasks("show", browsed.hostile_agent, "--ledger", str(browsed.path)).stdout
+    assert "\x1b" not in hostile and "\u202e" not in hostile
+    assert "tool sub-agent 202eevil: <script>" in hostile
+
+
+def test_show_tells_how_an_agent_was_cut_off_and_only_the_last_of_many_steps(ttasks: Shell) -> None:
+    def many(say: Saying) -> Iterator[AgentFact]:
+        for number in range(60):
+            yield say(ToolCallStarted, f"c{number}", "bash", {"command": f"echo {number}"})
+        yield from cut_off(say, "a\n" * 30)
+
+    ttasks.ledger.parent.mkdir()
+    with SQLiteStore(ttasks.ledger) as store, TaskExecutor(store) as executor:
+        executor.register(TaskType.AGENT, reports(many, "!its time was over"))
+        task = Task.agent("clean up", title="cleaner")
+        with pytest.raises(CopilotError):
+            executor.execute(task)
+    shown = ttasks("show", task.id).stdout
+    assert "handler, copilot_error" in shown
+    assert "(taken up again), the default model, through http://127.0.0.1:8080/v1" in shown
+    assert "decides   nothing: all is denied\ntools     none\nlast 40 of 67 steps (--output prints all):\n" in shown
+    assert "echo 26" not in shown and "tool bash: echo 27 -> unknown\n" in shown
+    end = shown[shown.index("> Go on.") :].splitlines()
+    assert end[:6] == [
+        "> Go on.", "> ", "> It was: clean up", "tool bash: sleep 9999 -> aborted, 2.40 s",
+        'tool ops/deploy: {"target": {"name": "prod", "dry": false}} -> unknown',
+        '  permission mcp "ops/deploy" unanswered',
+    ]  # fmt: skip
+    assert end[6:] == [*["a"] * 12, "… 19 more lines", "error query: the connection was lost", "aborted: timeout"]
+    assert "tool bash: echo 0 -> unknown\n" in ttasks("show", task.id, "--output").stdout
 
 
 def test_an_unknown_or_ambiguous_id_is_an_error_with_exit_code_2(ttasks: Shell) -> None:

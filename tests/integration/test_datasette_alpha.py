@@ -50,7 +50,7 @@ def answered(python: str, browsed: Browsed, tmp_path_factory: pytest.TempPathFac
         connection.execute("INSERT INTO tasks VALUES (1, 'theirs', 'failed')")
         connection.commit()
     script = Path(__file__).with_name("alpha_pages.py")
-    command = [python, str(script), str(ledger), str(other), browsed.solo, browsed.ok]
+    command = [python, str(script), str(ledger), str(other), browsed.solo, browsed.ok, browsed.agent]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return Answered(browsed, json.loads(done.stdout.splitlines()[-1]))
@@ -64,6 +64,11 @@ def test_every_page_is_answered(answered: Answered) -> None:
     statuses = {address: status for address, (status, _) in answered.said["pages"].items()}
     elsewhere = {"/-/ttasks": 302, f"/-/ttasks/ledger/search?q={answered.browsed.solo}": 302, "/-/ttasks/other": 404}
     assert {address: status for address, status in statuses.items() if status != 200} == elsewhere
+
+
+def test_what_an_agent_did_is_shown(answered: Answered) -> None:
+    text = answered.text(f"/-/ttasks/ledger/task/{answered.browsed.agent}")
+    assert text.count('<li class="step') == 14
 
 
 def test_tables_are_described_and_listed(answered: Answered) -> None:

@@ -75,6 +75,33 @@ def test_titles_commands_and_errors_are_found_and_highlighted(browsed: Browsed) 
     assert "<mark>nightly</mark>" in _section(_page(browsed.path, "?q=nightly"), "graphs")
 
 
+def test_what_agents_called_tools_with_is_found(browsed: Browsed) -> None:
+    text = _page(browsed.path, "?q=GIT+PUSH")
+    (row,) = re.findall(r"<tr>\s*<th scope=\"row\">.*?</tr>", _section(text, "calls"), re.S)
+    assert "<mark>git push</mark>" in row
+    assert f'href="/-/ttasks/ledger/task/{browsed.agent}?attempt=1">mend</a>' in row
+    assert "s-blocked" in row and "</svg> denied</span>" in row
+    other = _section(_page(browsed.path, "?q=discount+*+2"), "calls")
+    assert '<span class="small">old_str</span> <span class="error"><mark>discount * 2</mark></span>' in other
+    assert _section(_page(browsed.path, "?q=git+push&in=errors"), "calls") == ""
+    assert "rejected this" in _text(_section(_page(browsed.path, "?q=rejected+this&in=errors"), "calls"))
+    assert _section(_page(browsed.path, "?q=git+push&until=2020-01-01"), "calls") == ""
+    assert _section(_page(browsed.path, f"?q=git+push&graph={browsed.failed}"), "calls") == ""
+    quoted = _text(_section(_page(browsed.path, "?q=" + quote("-am 'Take")), "calls"))
+    assert "-am 'Take" in quoted
+
+
+def test_what_agents_were_told_is_found_where_output_is_searched(browsed: Browsed) -> None:
+    def printed(q: str) -> list[str]:
+        section = _section(_page(browsed.path, f"?output=1&since=2020-01-01&q={q}"), "printed")
+        return [_text(row) for row in re.findall(r"<tr>\s+<th.*?</tr>", section, re.S)]
+
+    (answer,) = [row for row in printed("taken+off+twice") if "mend" in row]
+    assert "stdout" in answer, "what an agent answers is printed, and found once"
+    assert any("1 tool E assert Decimal" in row for row in printed("assert+decimal"))
+    assert any("1 sub-agent In src/price.py" in row for row in printed("in+src/price"))
+
+
 def test_what_was_left_running_is_called_interrupted(browsed: Browsed) -> None:
     text = _page(browsed.path, "?q=import+of+the+night")
     assert "s-interrupted" in _section(text, "graphs")

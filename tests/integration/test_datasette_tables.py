@@ -16,13 +16,15 @@ import pytest
 from datasette.app import Datasette
 from datasette.plugins import pm
 
+from agents import Saying, reports
 from browsed import Browsed
 from pages import get, get_all, serving
-from ttasks import RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph
+from ttasks import CopilotError, RetryPolicy, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
 from ttasks.datasette_plugin import cells
 from ttasks.datasette_plugin.ledgers import is_ledger
 from ttasks.datasette_plugin.queries import QUERIES
 from ttasks.datasette_plugin.tables import COLUMNS, LISTED, TABLES
+from ttasks.events.agent_facts import AgentFact, AgentSessionOpened, ModelCalled
 from ttasks.log.migrate import APPLICATION_ID
 
 
@@ -108,8 +110,13 @@ def test_no_value_becomes_markup_or_steers_anything(browsed: Browsed) -> None:
     for address, answer in zip(addresses, get_all(browsed.path, *addresses), strict=True):
         assert answer.status == 200, address
         cells_shown = re.sub(r"<(textarea|title)\b.*?</\1>", "", answer.text, flags=re.S)
-        for hostile in ("<script>alert", "<img src=x", "\x1b", "\u202e"):
-            assert hostile not in re.sub(r'href="[^"]*"', "", cells_shown), (address, hostile)
+        cells_shown = re.sub(r'href="[^"]*"', "", cells_shown)
+        for hostile in ("<script>alert", "<img src=x"):
+            assert hostile not in cells_shown, (address, hostile)
+        # What there is to choose from, Datasette draws by itself: as text, but with whatever is in it.
+        cells_shown = re.sub(r'<ul class="tight-bullets">.*?</ul>', "", cells_shown, flags=re.S)
+        for hostile in ("\x1b", "\u202e"):
+            assert hostile not in cells_shown, (address, hostile)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,13 @@ def test_no_value_becomes_markup_or_steers_anything(browsed: Browsed) -> None:
         ("created_at", "not <b>a time</b>"),
         ("data", "{<b>not json"),
         ("env", "[" * 100_000),
+        ("files", "[" * 100_000),
+        ("files", '[{"path": "<b>"}]'),
+        ("files", '[{"path": "<b>\x1b[2J", "kind": "<b>"}]'),
+        ("decision", "<b>"),
+        ("nano_aiu", "<b>"),
+        ("input_tokens", "<b>"),
+        ("premium_requests", "<b>"),
         ("command", '["<b>", 1]'),
         ("command", '["<b>", "&", "\x1b[2J"]'),
         ("task_id", '"><b>'),
@@ -372,6 +386,79 @@ def test_the_search_goes_by_titles_commands_and_errors(browsed: Browsed) -> None
     assert titles("kill -0") == ["load"]
     assert set(titles("no space left")) == {"copy"}
     assert titles("no_space left") == [], "a _ is only a _"
+
+
+def test_what_agents_cost_is_summed_per_day_run_and_task(browsed: Browsed) -> None:
+    spent = {
+        "attempts": 1, "model_calls": 3, "input_tokens": 32_340, "cache_read_tokens": 27_648, "output_tokens": 418,
+        "premium_requests": 1.0, "ai_credits": 0.13175,
+    }  # fmt: skip
+    (day,) = _asked(browsed.path, "cost_per_day", model="GPT-5")
+    assert day == day | spent | {"model": "gpt-5.5", "tasks": 1}
+    (run,) = _asked(browsed.path, "cost_per_run", graph="mend")
+    assert run == run | spent | {"title": "mend what broke", "run": 1, "status": "succeeded"}
+    task, other = _asked(browsed.path, "cost_per_task")
+    assert task == task | spent | {"title": "mend", "task_id": browsed.agent, "model": "gpt-5.5"}
+    assert (other["task_id"], other["input_tokens"], other["ai_credits"]) == (browsed.hostile_agent, 1, None)
+
+
+def test_an_agent_that_was_cut_off_costs_what_its_calls_did(tmp_path: Path) -> None:
+    def facts(say: Saying) -> Iterator[AgentFact]:
+        yield say(AgentSessionOpened, "s", False)
+        for _ in range(2):
+            yield say(ModelCalled, "small", 100, 7, 40, nano_aiu=5e8, multiplier=1.0)
+
+    path = tmp_path / "ledger.db"
+    with SQLiteStore(path) as store, TaskExecutor(store) as executor:
+        executor.register(TaskType.AGENT, reports(facts, "!it crashed"))
+        with pytest.raises(CopilotError):
+            executor.execute(Task.agent("go", title="crashes"))
+    (found,) = _asked(path, "cost_per_task")
+    assert found == found | {"model": "small", "model_calls": 2, "input_tokens": 200, "output_tokens": 14}
+    assert (found["ai_credits"], found["premium_requests"]) == (1.0, None), "a multiplier is no sum"
+
+
+def test_what_agents_did_goes_by_tool_and_by_what_was_touched(browsed: Browsed) -> None:
+    def told(**given: str) -> list[tuple[str, str, str]]:
+        rows = _asked(browsed.path, "what_agents_did", **given)
+        return [(row["tool"], row["called_for"], row["status"]) for row in rows if row["task_id"] == browsed.agent]
+
+    push = ("bash", "git commit -am 'Take the discount off once' && git push", "denied")
+    edit = ("edit", "/home/kim/shop/src/price.py", "succeeded")
+    assert told()[:2] == [push, edit]
+    assert told(tool="bash") == [push, ("bash", "pytest -q tests/test_price.py", "failed")]
+    assert told(holds="price.py") == [edit, ("bash", "pytest -q tests/test_price.py", "failed")]
+    assert told(holds="price_py") == [], "a _ is only a _"
+
+
+def test_what_agents_were_allowed_goes_by_decision_and_by_what_decided(browsed: Browsed) -> None:
+    def told(**given: str) -> list[tuple[str, str, str]]:
+        rows = _asked(browsed.path, "what_agents_were_allowed", **given)
+        return [(row["kind"], row["decision"], row["decided_by"]) for row in rows if row["task_id"] == browsed.agent]
+
+    assert told(decision="approved") == [
+        ("write", "approved", "write(src/*)"),
+        ("shell", "approved", "shell(pytest *)"),
+    ]
+    assert told(decision="Denied") == [("url", "denied", "no rule"), ("shell", "denied", "deny shell(git push*)")]
+    assert told(holds="pytest") == [("shell", "approved", "shell(pytest *)")]
+    open_ = _asked(browsed.path, "what_agents_were_allowed", decision="unanswered")
+    assert [row["task_id"] for row in open_] == [browsed.hostile_agent]
+
+
+def test_what_agents_did_reads_well_in_tables(browsed: Browsed) -> None:
+    calls, requests, models = get_all(
+        browsed.path,
+        f"/ledger/tool_calls?task_id={browsed.agent}",
+        f"/ledger/permissions?task_id={browsed.agent}",
+        f"/ledger/model_calls?task_id={browsed.agent}",
+    )
+    assert re.search(r'<span class="ttasks-state ttasks-blocked"><svg.*?</svg> denied</span>', calls.text)
+    assert re.search(r'<td class="col-end_position[^>]*>\s*<a href="/-/ttasks/ledger/event/\d+"', calls.text)
+    assert '<code class="ttasks-text">/home/kim/shop/src/price.py (edit)</code>' in calls.text
+    assert re.search(r'<span class="ttasks-state ttasks-succeeded"><svg.*?</svg> approved</span>', requests.text)
+    assert '<span class="ttasks-number" title="9420 tokens">9,420</span>' in models.text
+    assert 'title="41000000.0 billionths of an AI credit">0.041</span>' in models.text
 
 
 def test_queries_are_not_for_those_who_may_not_see_what_they_read(browsed: Browsed) -> None:

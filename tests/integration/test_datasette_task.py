@@ -361,7 +361,7 @@ def _is_running(ledger: Path, title: str) -> bool:
 def test_another_kind_of_task_may_show_more(browsed: Browsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "more.html").write_text("<p>More of attempt {{ section.content.attempt }}</p>")
     made = Section("more.html", {"attempt": 1})
-    monkeypatch.setitem(task_page.SECTIONS, TaskType.BASH, lambda ledger, task, attempt: made)
+    monkeypatch.setitem(task_page.SECTIONS, TaskType.BASH, lambda ledger, task, attempt, asked: made)
     answer = get(browsed.path, f"task/{browsed.solo}", template_dir=str(tmp_path))
     assert "<p>More of attempt 1</p>" in answer.text
 

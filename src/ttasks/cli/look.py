@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
 from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
@@ -179,7 +180,12 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
             why = f": {event.fact.note}" if event.fact.note else ""
             _field("resolved", f"{event.fact.answer}, by {event.fact.by} at {moment(event.recorded_at)}{why}")
     if attempts:
-        _print_output(readers, task_id, attempts[-1].attempt, whole=whole_output)
+        latest = attempts[-1]
+        conversation = Conversation(readers, latest, is_left=status is TaskStatus.INTERRUPTED)
+        # What an agent says is printed as well: of an attempt that ended, that would be to say it twice.
+        if conversation.print(whole=whole_output) and not whole_output and latest.status is not TaskStatus.RUNNING:
+            return
+        _print_output(readers, task_id, latest.attempt, whole=whole_output)
 
 
 def _attempt_line(readers: Readers, attempt: AttemptState) -> str:
@@ -190,6 +196,8 @@ def _attempt_line(readers: Readers, attempt: AttemptState) -> str:
         parts.append(f"exit code {attempt.returncode}")
     if attempt.reason is not None:
         parts.append(attempt.reason)
+    if attempt.error_code not in (None, attempt.reason):
+        parts.append(str(attempt.error_code))
     return ", ".join([*parts, f"handler {attempt.handler}", _who(readers.runner(attempt.runner))])
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from ttasks.display import looks_like
 from ttasks.events.status import RunStatus, TaskStatus
 
 STYLES: Final = {
@@ -33,5 +34,5 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def state(status: TaskStatus | RunStatus | str) -> Text:
-    """Return a status in its colour."""
-    return Text(str(status), style=STYLES.get(str(status), ""))
+    """Return a status, or what an agent's call or request came to, in its colour."""
+    return Text(str(status), style=STYLES.get(looks_like(str(status)), ""))

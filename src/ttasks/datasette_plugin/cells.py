@@ -24,7 +24,7 @@ HASH_SHOWN: Final = 12
 """How many hexadecimal digits of a hash are shown; the rest is in its title."""
 TEXT_MAX: Final = 20_000
 """How many characters of a text a cell holds at the most."""
-_STATES: Final = frozenset(str(status) for status in TaskStatus)
+_STATES: Final = frozenset((*map(str, TaskStatus), *display.LOOKS_LIKE))
 
 
 def cell(datasette: Any, database: str | None, row: Any, column: str, value: Any) -> Markup | None:
@@ -52,7 +52,7 @@ def cell(datasette: Any, database: str | None, row: Any, column: str, value: Any
 
 
 _TASKS: Final = frozenset({"task_id", "blocked_by", "dependency_id"})
-_POSITIONS: Final = frozenset({"position", "cause", "runner"})
+_POSITIONS: Final = frozenset({"position", "cause", "runner", "end_position"})
 _LINKED: Final = frozenset({"title", "graph_id", "stream", *_TASKS, *_POSITIONS})
 
 
@@ -114,7 +114,8 @@ def _title(links: Links, row: Any, value: Any) -> Markup | None:
 def _state(value: Any) -> Markup | None:
     if value not in _STATES:
         return None
-    return Markup('<span class="ttasks-state ttasks-{}">{} {}</span>').format(value, _icons()[value], value)
+    looks = display.looks_like(value)
+    return Markup('<span class="ttasks-state ttasks-{}">{} {}</span>').format(looks, _icons()[looks], value)
 
 
 @functools.cache
@@ -144,10 +145,28 @@ def _time(value: Any) -> Markup | None:
     return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(value, display.moment(moment))
 
 
-def _characters(value: Any) -> Markup | None:
-    if not isinstance(value, int):
+def _counted(noun: str) -> Callable[[Any], Markup | None]:
+    """Return what shows how many of something there are."""
+
+    def shown(value: Any) -> Markup | None:
+        if not isinstance(value, int):
+            return None
+        return Markup('<span class="ttasks-number" title="{} {}">{:,}</span>').format(value, noun, value)
+
+    return shown
+
+
+def _credits(value: Any) -> Markup | None:
+    if not isinstance(value, int | float):
         return None
-    return Markup('<span class="ttasks-number" title="{} characters">{:,}</span>').format(value, value)
+    told = display.ai_credits(value)
+    return Markup('<span class="ttasks-number" title="{} billionths of an AI credit">{}</span>').format(value, told)
+
+
+def _number(value: Any) -> Markup | None:
+    if not isinstance(value, int | float):
+        return None
+    return Markup('<span class="ttasks-number" title="{}">{:.4g}</span>').format(value, value)
 
 
 def _yes_or_no(value: Any) -> Markup | None:
@@ -185,6 +204,15 @@ def _json(value: Any) -> Markup | None:
     return _code(told, summary=value)
 
 
+def _files(value: Any) -> Markup | None:
+    """Show the files that a tool changed, a line each."""
+    try:
+        told = [f"{each['path']} ({each['kind']})" for each in json.loads(value)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return _code("\n".join(told))
+
+
 def _text(value: str) -> Markup | None:
     """Show a text that could draw more than letters with that spelled out, and a long one folded."""
     text = _plain(value)
@@ -212,20 +240,25 @@ def _plain(stored: str) -> str:
         return stored
 
 
-_OF_STATES: Final = ("status", "result_status", "resolution")
+_OF_STATES: Final = ("status", "result_status", "resolution", "decision")
 _OF_SECONDS: Final = ("duration", "result_duration", "timeout", "total_seconds", "average_seconds", "median_seconds")
 _OF_TIMES: Final = (
     *("recorded_at", "created_at", "started_at", "finished_at", "retry_due_at", "result_started_at"),
-    *("result_finished_at", "at", "last_at"),
+    *("result_finished_at", "at", "last_at", "requested_at", "decided_at", "called_at"),
 )
+_OF_TOKENS: Final = tuple(f"{of}_tokens" for of in ("input", "output", "cache_read", "cache_write", "reasoning"))
 _SHOWN: Final[dict[str, Callable[[Any], Markup | None]]] = {
     **dict.fromkeys(_OF_STATES, _state),
     **dict.fromkeys(_OF_SECONDS, _seconds),
     **dict.fromkeys(_OF_TIMES, _time),
-    **dict.fromkeys(("error_length", "result_error_length"), _characters),
+    **dict.fromkeys(("error_length", "result_error_length"), _counted("characters")),
+    **dict.fromkeys(_OF_TOKENS, _counted("tokens")),
     **dict.fromkeys(("is_deleted", "is_finally", "is_required", "git_dirty", "with_changes"), _yes_or_no),
     **dict.fromkeys(("git_commit", "source_sha256"), _commit),
-    **dict.fromkeys(("data", "env", "env_digests", "redacted", "errors", "retry_policy"), _json),
+    **dict.fromkeys(("data", "env", "env_digests", "redacted", "errors", "retry_policy", "arguments"), _json),
+    "files": _files,
+    "nano_aiu": _credits,
+    **dict.fromkeys(("ai_credits", "premium_requests"), _number),
     "command": _command_line,
 }
 """What is shown otherwise than as text, by the name of its column: queries have no table to go by."""

@@ -161,12 +161,17 @@ class Output:
 
 
 def outputs(readers: Readers, wanted: EventFilter) -> Iterator[tuple[RecordedEvent, TaskOutput]]:
-    """Yield the events of output that are wanted, few of which are in memory at a time."""
+    """Yield the events of output that are wanted."""
+    for event in few_at_a_time(readers, wanted):
+        if isinstance(event.fact, TaskOutput):
+            yield event, event.fact
+
+
+def few_at_a_time(readers: Readers, wanted: EventFilter) -> Iterator[RecordedEvent]:
+    """Yield the events that are wanted, each of which may be large: few are in memory at a time."""
     while True:
         found = list(readers.matching(replace(wanted, limit=EVENTS_AT_A_TIME)))
-        for event in found:
-            if isinstance(event.fact, TaskOutput):
-                yield event, event.fact
+        yield from found
         if len(found) < EVENTS_AT_A_TIME:
             return
         last = found[-1].position

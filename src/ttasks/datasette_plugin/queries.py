@@ -22,6 +22,30 @@ def _like(parameter: str) -> str:
     return f"'%' || {escaped} || '%' ESCAPE '\\'"
 
 
+_CALLED_FOR: Final = (
+    "coalesce(arguments ->> '$.command', arguments ->> '$.pattern', arguments ->> '$.query', arguments ->> '$.path',"
+    " arguments ->> '$.file_path', arguments ->> '$.url', arguments ->> '$.prompt', arguments)"
+)
+"""What a tool was called for, as `ttasks.display.called_for` tells it."""
+_SPENT: Final = f"""
+WITH spent AS MATERIALIZED (
+  SELECT attempts.task_id, attempts.attempt, attempts.graph_id, attempts.run, attempts.started_at, attempts.duration,
+    coalesce(attempts.model, max(calls.model)) AS model, count(calls.position) AS model_calls,
+    coalesce(attempts.input_tokens, sum(calls.input_tokens)) AS input_tokens,
+    coalesce(attempts.output_tokens, sum(calls.output_tokens)) AS output_tokens,
+    sum(calls.cache_read_tokens) AS cache_read_tokens, attempts.premium_requests,
+    coalesce(attempts.nano_aiu, sum(calls.nano_aiu)) / 1e9 AS ai_credits
+  FROM attempts
+  LEFT JOIN model_calls AS calls ON calls.task_id = attempts.task_id AND calls.attempt = attempts.attempt
+  WHERE attempts.session IS NOT NULL AND attempts.started_at >= {_SINCE}
+  GROUP BY attempts.task_id, attempts.attempt
+)"""
+"""What each attempt of an agent cost: by its own account, or, where it was cut off before it gave one, by its calls."""
+_SUMS: Final = """sum(spent.model_calls) AS model_calls, sum(spent.input_tokens) AS input_tokens,
+  sum(spent.cache_read_tokens) AS cache_read_tokens, sum(spent.output_tokens) AS output_tokens,
+  sum(spent.premium_requests) AS premium_requests, sum(spent.ai_credits) AS ai_credits"""
+
+
 @dataclass(frozen=True)
 class Query:
     """A question: its parameters are texts, and '' stands for one that was not given."""
@@ -182,6 +206,89 @@ SELECT * FROM (
   WHERE runs.status <> 'running' AND tasks.status NOT IN {_ENDED} AND graphs.is_deleted = 0 AND tasks.is_deleted = 0
   ORDER BY runs.position DESC LIMIT 500
 )""",
+    ),
+    "cost_per_day": Query(
+        "What agents cost per day",
+        "Prompt and agent tasks per day (UTC) and model: attempts, tokens, premium requests and AI credits, as far as"
+        " agents said. since: a day, UTC; empty: the last 7 days. model: only models whose name holds this; empty:"
+        " all.",
+        f"""{_SPENT}
+SELECT substr(spent.started_at, 1, 10) AS day, spent.model, count(DISTINCT spent.task_id) AS tasks,
+  count(*) AS attempts, {_SUMS}
+FROM spent
+WHERE coalesce(spent.model, '') LIKE {_like("model")}
+GROUP BY 1, 2
+ORDER BY 1 DESC, ai_credits DESC, input_tokens DESC
+LIMIT 1000""",
+        ("since", "model"),
+    ),
+    "cost_per_run": Query(
+        "What agents cost per run",
+        "Runs of graphs with prompt or agent tasks, newest first, at most 500: attempts, tokens, premium requests and"
+        " AI credits, as far as agents said. since: a day or a time, UTC; empty: the last 7 days. graph: only graphs"
+        " whose title holds this; empty: all.",
+        f"""{_SPENT}
+SELECT max(runs.started_at) AS started_at, graphs.title, spent.graph_id, spent.run, runs.status,
+  count(DISTINCT spent.task_id) AS tasks, count(*) AS attempts, {_SUMS}
+FROM spent
+JOIN graphs ON graphs.id = spent.graph_id
+JOIN runs ON runs.graph_id = spent.graph_id AND runs.run = spent.run
+WHERE graphs.title LIKE {_like("graph")}
+GROUP BY spent.graph_id, spent.run
+ORDER BY max(runs.position) DESC
+LIMIT 500""",
+        ("since", "graph"),
+    ),
+    "cost_per_task": Query(
+        "What agents cost per task",
+        "Prompt and agent tasks, the most expensive first, at most 500: attempts, tokens, premium requests and AI"
+        " credits, as far as agents said. since: a day or a time, UTC; empty: the last 7 days. name: only tasks whose"
+        " name or title holds this; empty: all.",
+        f"""{_SPENT}
+SELECT tasks.title, tasks.name, spent.task_id, tasks.status, max(spent.model) AS model, count(*) AS attempts,
+  sum(spent.duration) AS total_seconds, {_SUMS}, max(spent.started_at) AS last_at
+FROM spent
+JOIN tasks ON tasks.id = spent.task_id
+WHERE tasks.name LIKE {_like("name")} OR tasks.title LIKE {_like("name")}
+GROUP BY spent.task_id
+ORDER BY ai_credits DESC, premium_requests DESC, input_tokens DESC
+LIMIT 500""",
+        ("since", "name"),
+    ),
+    "what_agents_did": Query(
+        "What agents did",
+        "Calls of tools by agents, newest first, at most 500: what for, how they ended, and which files they changed."
+        " since: a day or a time, UTC; empty: the last 7 days. tool: only that tool. holds: only calls whose arguments"
+        " or files hold this; empty: all.",
+        f"""
+SELECT tool_calls.started_at, tasks.title, tool_calls.task_id, tool_calls.attempt, tool_calls.tool,
+  substr({_CALLED_FOR}, 1, 400) AS called_for, tool_calls.status, tool_calls.exit_code, tool_calls.duration,
+  tool_calls.files, tool_calls.error, tool_calls.agent, tool_calls.position
+FROM tool_calls
+JOIN tasks ON tasks.id = tool_calls.task_id
+WHERE tool_calls.started_at >= {_SINCE} AND (trim(:tool) = '' OR tool_calls.tool = trim(:tool))
+  AND (trim(:holds) = '' OR tool_calls.arguments LIKE {_like("holds")} OR tool_calls.files LIKE {_like("holds")})
+ORDER BY tool_calls.position DESC
+LIMIT 500""",
+        ("since", "tool", "holds"),
+    ),
+    "what_agents_were_allowed": Query(
+        "What agents were allowed",
+        "What agents asked permission for, newest first, at most 500: what was decided, and by which rule or whom."
+        " since: a day or a time, UTC; empty: the last 7 days. decision: approved, denied, unanswered, or open (nobody"
+        " has decided yet); empty: all. holds: only where what it is about, or what decided, holds this; empty: all.",
+        f"""
+SELECT permissions.requested_at, tasks.title, permissions.task_id, permissions.attempt, permissions.kind,
+  permissions.subject, permissions.decision, permissions.decided_by, permissions.feedback, permissions.intention,
+  permissions.agent, permissions.position
+FROM permissions
+JOIN tasks ON tasks.id = permissions.task_id
+WHERE permissions.requested_at >= {_SINCE}
+  AND (trim(:decision) = '' OR coalesce(permissions.decision, 'open') = lower(trim(:decision)))
+  AND (permissions.subject LIKE {_like("holds")} OR coalesce(permissions.decided_by, '') LIKE {_like("holds")})
+ORDER BY permissions.position DESC
+LIMIT 500""",
+        ("since", "decision", "holds"),
     ),
     "events_between": Query(
         "Events between two times",

@@ -1,4 +1,5 @@
-"""The search: in titles, commands and errors of all tasks, and in what was printed in one run or between two times."""
+"""The search: in titles, commands and errors of all tasks, and in what agents called tools with; and, in one run or
+between two times, in what was printed or told agents."""
 
 from __future__ import annotations
 
@@ -12,15 +13,18 @@ from typing import Any, Final
 
 from ttasks.datasette_plugin.ledgers import Ledger, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
-from ttasks.datasette_plugin.printed import outputs
-from ttasks.display import printable
+from ttasks.datasette_plugin.printed import few_at_a_time
+from ttasks.display import called_for, other_arguments, printable
 from ttasks.errors import LedgerUnwritableError
-from ttasks.events.codec import iso
+from ttasks.events.agent_facts import AgentAnswered, ToolCallEnded
+from ttasks.events.codec import iso, to_json
+from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskOutput
 from ttasks.events.status import TaskStatus
 from ttasks.log.projection import select
 from ttasks.log.query import EventFilter
 from ttasks.state import rows
+from ttasks.state.agent import ToolCallState
 from ttasks.state.task import TaskState
 from ttasks.stores.interrupted import Leftovers
 
@@ -50,6 +54,11 @@ Parts = list[tuple[str, bool]]
 """A line in parts, each with whether it is what was searched for."""
 
 
+def _like(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is searched for, and where: `after` and `before` are positions that don't count themselves."""
@@ -63,8 +72,11 @@ class Wanted:
 
     @property
     def like(self) -> str:
-        escaped = self.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return f"%{escaped}%"
+        return _like(self.text)
+
+    @property
+    def like_in_json(self) -> str:
+        return _like(to_json(self.text)[1:-1])
 
     def parts(self, line: str) -> Parts | None:
         """Return the line around the first hit in it; None: there is none."""
@@ -93,8 +105,20 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Called:
+    """A call of a tool by an agent, and the lines (with what they are of) that hold what was searched for."""
+
+    task_id: str
+    attempt: int
+    position: int
+    tool: str
+    status: str
+    lines: list[tuple[str, Parts]]
+
+
+@dataclass(frozen=True)
 class Printed:
-    """A line that an attempt printed."""
+    """A line that an attempt printed; `stream` is ``tool`` or ``sub-agent`` where an agent was told it."""
 
     task_id: str
     attempt: int
@@ -105,10 +129,13 @@ class Printed:
 
 @dataclass
 class Found:
-    """What was found. `titles` are those of tasks that printed; `notes` say what there is more of, or was left out."""
+    """What was found. `titles` are those of tasks that are not among them; `notes` say what there is more of, or
+    was left out.
+    """
 
     tasks: list[Hit] = field(default_factory=list)
     graphs: list[Hit] = field(default_factory=list)
+    calls: list[Called] = field(default_factory=list)
     printed: list[Printed] = field(default_factory=list)
     titles: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -135,8 +162,11 @@ def page(ledger: Ledger, asked: Asked) -> Page:
     with_output = bool(given.get("output"))
     if wanted.text:
         _search_rows(ledger, wanted, found)
+        _search_calls(ledger, wanted, found)
         if with_output:
             _search_output(ledger, wanted, found)
+        named = {each.task_id for each in found.calls} | {each.task_id for each in found.printed}
+        found.titles = _titles(ledger, named)
     context = {
         "query": text,
         "given": given,
@@ -272,6 +302,64 @@ def _task_hit(left: Leftovers, wanted: Wanted, task: TaskState) -> Hit:
     return Hit(task.id, task.title, str(status), at, lines)
 
 
+# --- what agents called tools with -----------------------------------------------------------------------------------
+
+
+def _search_calls(ledger: Ledger, wanted: Wanted, found: Found) -> None:
+    searched = {"command": ("arguments", wanted.like_in_json), "error": ("error", wanted.like)}
+    columns = [searched[name] for name in wanted.fields if name in searched]
+    if not columns:
+        return
+    either = " OR ".join(f"tool_calls.{column} LIKE ? ESCAPE '\\'" for column, _ in columns)
+    conditions = [f"({either})"]
+    parameters: list[Any] = [like for _, like in columns]
+    _add_times(wanted, "tool_calls.started_at", conditions, parameters)
+    if wanted.graph is not None:
+        of_attempt = "attempts.task_id = tool_calls.task_id AND attempts.attempt = tool_calls.attempt"
+        conditions.append(
+            f"EXISTS (SELECT 1 FROM attempts WHERE {of_attempt} AND graph_id = ? AND run = coalesce(?, run))"  # noqa: S608
+        )
+        parameters += [wanted.graph, wanted.run]
+    query = select("tool_calls", f"WHERE {' AND '.join(conditions)} ORDER BY position DESC LIMIT {HITS_MAX + 1}")
+    try:
+        calls = [rows.tool_call_state(row) for row in _asked(ledger, query, parameters)]
+    except LedgerUnwritableError as error:
+        if not is_too_long(error):
+            raise
+        found.notes.append(
+            f"What agents called tools with could not be searched within {SECONDS_MAX:.0f} s: choose a graph, or times."
+        )
+        return
+    if len(calls) > HITS_MAX:
+        found.notes.append(f"There are more calls of tools: these are the latest {HITS_MAX}.")
+    left = Leftovers(ledger.readers)
+    found.calls = [_call_hit(ledger, left, wanted, call) for call in calls[:HITS_MAX]]
+
+
+def _call_hit(ledger: Ledger, left: Leftovers, wanted: Wanted, call: ToolCallState) -> Called:
+    texts = {"": called_for(call.arguments), **other_arguments(call.arguments)}
+    if "error" in wanted.fields:
+        texts["error"] = call.error or ""
+    lines = []
+    for name, text in texts.items():
+        first = next(filter(None, map(wanted.parts, text.split("\n"))), None)
+        if first is not None:
+            lines.append((name, first))
+    status: str = call.status
+    if status == "running":
+        task = ledger.readers.task(call.task_id)
+        if task is not None and left.task_status(task)[0] is TaskStatus.INTERRUPTED:
+            status = "unknown"
+    return Called(call.task_id, call.attempt, call.position, call.tool, status, lines)
+
+
+def _titles(ledger: Ledger, task_ids: set[str]) -> dict[str, str]:
+    ids = list(task_ids)
+    query = f"SELECT id, title FROM tasks WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
+    titles = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
+    return {id_: rows.from_text(title) for id_, title in titles}
+
+
 # --- what was printed ------------------------------------------------------------------------------------------------
 
 
@@ -282,9 +370,9 @@ def _search_output(ledger: Ledger, wanted: Wanted, found: Found) -> None:
     deadline = time.monotonic() + SECONDS_MAX
     rest: dict[tuple[str, int, str], str] = {}
     last: dict[tuple[str, int, str], int] = {}
-    for task_id, position, output in _outputs(ledger, wanted):
-        for stream, _, text in output.chunks:
-            key: tuple[str, int, str] = (task_id, output.attempt, stream)
+    for task_id, position, attempt, texts in _outputs(ledger, wanted):
+        for stream, text in texts:
+            key: tuple[str, int, str] = (task_id, attempt, stream)
             *lines, rest[key] = re.split(r"[\r\n]", rest.get(key, "") + text)
             if len(rest[key]) > LINE_MAX:
                 lines.append(rest[key])
@@ -303,10 +391,6 @@ def _search_output(ledger: Ledger, wanted: Wanted, found: Found) -> None:
     for unended, line in rest.items():
         _add_printed(wanted, found, unended, last[unended], [line])
     del found.printed[HITS_MAX:]
-    ids = list({each.task_id for each in found.printed})
-    query = f"SELECT id, title FROM tasks WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608
-    titles = ledger.readers.ask(lambda connection: connection.execute(query, ids).fetchall())
-    found.titles = {id_: rows.from_text(title) for id_, title in titles}
 
 
 def _add_printed(wanted: Wanted, found: Found, key: tuple[str, int, str], position: int, lines: Sequence[str]) -> None:
@@ -315,8 +399,28 @@ def _add_printed(wanted: Wanted, found: Found, key: tuple[str, int, str], positi
             found.printed.append(Printed(*key, position, parts))
 
 
-def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, TaskOutput]]:
-    """Yield what was printed, as (task id, position, event), attempt by attempt in a run, else in the log's order."""
+Texts = list[tuple[str, str]]
+"""Texts, each with the stream that it went to."""
+_PRINTED: Final = (TaskOutput.__name__, ToolCallEnded.__name__, AgentAnswered.__name__)
+
+
+def _texts(event: RecordedEvent) -> tuple[int, Texts]:
+    """Return what an event says was printed or told an agent, and in which attempt.
+
+    What agents answer is printed, but for what sub-agents do.
+    """
+    fact = event.fact
+    if isinstance(fact, TaskOutput):
+        return fact.attempt, [(stream, text) for stream, _, text in fact.chunks]
+    if isinstance(fact, ToolCallEnded):
+        return fact.attempt, [("tool", f"{fact.output}\n")] if fact.output else []
+    if isinstance(fact, AgentAnswered):
+        return fact.attempt, [("sub-agent", f"{fact.text}\n")] if fact.agent else []
+    return 0, []
+
+
+def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, int, Texts]]:
+    """Yield what was printed, as (task id, position, attempt, texts): by attempts in a run, else in the log's order."""
     readers = ledger.readers
     after = readers.position_at(wanted.since - timedelta(microseconds=1)) if wanted.since is not None else 0
     before = None
@@ -335,7 +439,7 @@ def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, TaskOut
         attempts = readers.ask(lambda connection: connection.execute(query, [wanted.graph, run]).fetchall())
         streams = [(f"task-{task_id}", attempt) for task_id, attempt in attempts]
     for stream, attempt in streams:
-        wanted_events = EventFilter(stream=stream, types=(TaskOutput.__name__,), after=after, before=before)
-        for event, fact in outputs(readers, wanted_events):
-            if attempt in (None, fact.attempt):
-                yield event.stream.removeprefix("task-"), event.position, fact
+        for event in few_at_a_time(readers, EventFilter(stream=stream, types=_PRINTED, after=after, before=before)):
+            number, texts = _texts(event)
+            if texts and attempt in (None, number):
+                yield event.stream.removeprefix("task-"), event.position, number, texts

@@ -195,7 +195,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "error": "What went wrong: the last 4 KiB.",
         "error_length": "How many characters the whole error text has, where that is more than is kept here.",
         "files": "What was changed, as JSON: path and kind of change of each file.",
-        "end": "The position in the log of its ToolCallEnded, which holds what the agent was given.",
+        "end_position": "The position in the log of its ToolCallEnded, which holds what the agent was given.",
     },
     "permissions": {
         "position": "The position in the log of its PermissionRequested.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ttasks import clock
+from ttasks.datasette_plugin import conversation
 from ttasks.datasette_plugin.download import Download
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
@@ -47,7 +48,15 @@ class Section:
     content: Mapping[str, Any]
 
 
-SECTIONS: Final[dict[TaskType, Callable[[Ledger, TaskState, int], Section | None]]] = {}
+def _conversation(ledger: Ledger, task: TaskState, attempt: int, asked: Asked) -> Section | None:
+    content = conversation.shown(ledger, task, attempt, asked)
+    return Section("ttasks/conversation.html", content) if content is not None else None
+
+
+SECTIONS: Final[dict[TaskType, Callable[[Ledger, TaskState, int, Asked], Section | None]]] = {
+    TaskType.PROMPT: _conversation,
+    TaskType.AGENT: _conversation,
+}
 """By type of task, what shows the things that only such tasks record about an attempt (None: it has none)."""
 
 
@@ -121,7 +130,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "attempts": [_shown(readers, task, each, status) for each in attempts[-ATTEMPTS_MAX:]],
         "attempts_in_all": len(attempts),
         "chosen": chosen,
-        **_of_attempt(ledger, task, chosen, attempts),
+        **_of_attempt(ledger, task, chosen, attempts, asked),
         **_output(readers, task, chosen, asked),
         **_history(readers, task),
         "neighbours_max": NEIGHBOURS_MAX,
@@ -279,7 +288,7 @@ def _relatives(readers: Readers, task: TaskState) -> dict[str, Any]:
 
 
 def _of_attempt(
-    ledger: Ledger, task: TaskState, chosen: int | None, attempts: Sequence[AttemptState]
+    ledger: Ledger, task: TaskState, chosen: int | None, attempts: Sequence[AttemptState], asked: Asked
 ) -> dict[str, Any]:
     """Return what is told of the chosen attempt beside what it printed."""
     readers = ledger.readers
@@ -293,7 +302,7 @@ def _of_attempt(
         "error": Block.of(error) if error else None,
         "error_length": length,
         **_began_with(readers, task, attempt),
-        "section": make(ledger, task, chosen) if make is not None and chosen is not None else None,
+        "section": make(ledger, task, chosen, asked) if make is not None and chosen is not None else None,
     }
 
 

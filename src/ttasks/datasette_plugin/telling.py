@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ttasks import display
+from ttasks.events import agent_facts as a
 from ttasks.events import facts as f
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact
@@ -35,6 +36,7 @@ def _ended(fact: Any) -> str:
         f"after {display.duration(fact.duration)}" if fact.duration is not None else None,
         f"exit code {fact.returncode}" if fact.returncode is not None else None,
         f"because of {fact.reason}" if fact.reason and fact.reason != "exit_code" else None,
+        fact.error_code if fact.error_code != fact.reason else None,
         f"by {fact.by}" if getattr(fact, "by", None) else None,
         error,
     )
@@ -69,6 +71,74 @@ def _described(fact: f.RunnerDescribed) -> str:
     return _all(fact.git_root, fact.git_branch, f"commit {fact.git_commit}{changes}" if fact.git_commit else None)
 
 
+def _opened(fact: a.AgentSessionOpened) -> str:
+    return _all(
+        f"attempt {fact.attempt}",
+        f"session {fact.session}",
+        "taken up again" if fact.is_resumed else None,
+        display.agent_of(fact),
+        display.model_of(fact),
+        display.through(fact),
+        f"permissions: {', '.join(fact.permissions) or 'none'}" if fact.permissions is not None else None,
+    )
+
+
+def _of(fact: Any) -> str | None:
+    """Return which sub-agent a fact is about."""
+    return f"sub-agent {fact.agent}" if fact.agent else None
+
+
+def _answered(fact: a.AgentAnswered) -> str:
+    said = _one_line(fact.text)
+    return ": ".join(filter(None, (_all(_of(fact), "the rest never came" if fact.is_partial else None), said)))
+
+
+def _call_started(fact: a.ToolCallStarted) -> str:
+    tool = f"{fact.server}/{fact.tool}" if fact.server else fact.tool
+    return ": ".join(filter(None, (_all(_of(fact), tool), _one_line(display.called_for(fact.arguments)))))
+
+
+def _call_ended(fact: a.ToolCallEnded) -> str:
+    return _all(
+        fact.outcome,
+        f"exit code {fact.exit_code}" if fact.exit_code is not None else None,
+        display.files_changed(fact.files),
+        _one_line(fact.error or ""),
+    )
+
+
+def _decided(fact: a.PermissionDecided) -> str:
+    return f"{fact.decision} by {fact.by}{': ' + _one_line(fact.feedback) if fact.feedback else ''}"
+
+
+def _model_called(fact: a.ModelCalled) -> str:
+    return _all(
+        _of(fact),
+        fact.model,
+        display.tokens(fact.input_tokens, fact.output_tokens, fact.cache_read_tokens),
+        f"after {display.duration(fact.duration)}" if fact.duration is not None else None,
+        display.cost(None, fact.nano_aiu),
+    )
+
+
+def _erred(fact: a.AgentErred) -> str:
+    code = f"status {fact.status_code}" if fact.status_code is not None else None
+    return f"{_all(_of(fact), fact.kind, code, 'tries again' if fact.is_retried else None)}: {_one_line(fact.message)}"
+
+
+def _turn_ended(fact: a.AgentTurnEnded) -> str:
+    return _all(
+        display.count(fact.model_calls, "model call") if fact.model_calls is not None else None,
+        display.tokens(fact.input_tokens, fact.output_tokens, fact.cache_read_tokens),
+        display.cost(fact.premium_requests, fact.nano_aiu),
+        display.lines_changed(fact.lines_added, fact.lines_removed),
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text[: CHARACTERS_MAX * 4].split())
+
+
 _TOLD: Final[Mapping[type, Callable[[Any], str]]] = {
     f.TaskCreated: lambda fact: _all(fact.type, fact.title),
     f.TaskRevised: lambda fact: ", ".join(fact.changes),
@@ -101,5 +171,16 @@ _TOLD: Final[Mapping[type, Callable[[Any], str]]] = {
     f.GraphDeleted: lambda fact: f"by {fact.by}",
     f.RunnerStarted: lambda fact: f"{fact.user}@{fact.host}, process {fact.pid}",
     f.RunnerDescribed: _described,
+    a.AgentSessionOpened: _opened,
+    a.AgentPrompted: lambda fact: f"attempt {fact.attempt}: {_one_line(fact.prompt)}",
+    a.AgentAnswered: _answered,
+    a.ToolCallStarted: _call_started,
+    a.ToolCallEnded: _call_ended,
+    a.PermissionRequested: lambda fact: f"{_all(_of(fact), fact.kind)}: {_one_line(fact.subject)}",
+    a.PermissionDecided: _decided,
+    a.ModelCalled: _model_called,
+    a.AgentErred: _erred,
+    a.AgentAborted: lambda fact: f"attempt {fact.attempt} {fact.why}",
+    a.AgentTurnEnded: _turn_ended,
     f.LedgerCreated: lambda fact: f"by ttasks {fact.ttasks_version}",
 }

@@ -124,11 +124,11 @@ class Block:
     summary: str
 
     @classmethod
-    def of(cls, text: str) -> Block:
-        """Return a text as a page shows it."""
-        head, tail, left_out = text, "", max(0, len(text) - TEXT_CHARACTERS_MAX)
+    def of(cls, text: str, most: int = TEXT_CHARACTERS_MAX) -> Block:
+        """Return a text as a page shows it, at most `most` characters of it."""
+        head, tail, left_out = text, "", max(0, len(text) - most)
         if left_out:
-            cut = TEXT_CHARACTERS_MAX * 3 // 4
+            cut = most * 3 // 4
             head, tail = text[:cut], text[cut + left_out :]
         lines = text.count("\n") + 1
         is_long = lines > LONG_LINES or len(text) > LONG_CHARACTERS
