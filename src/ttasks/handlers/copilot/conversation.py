@@ -345,24 +345,9 @@ class Conversation:
     async def _metrics(self) -> dict[str, Any] | None:
         assert self._session is not None
         try:
-            metrics = await self._bounded(self._session.rpc.usage.get_metrics())
-            models = list((metrics.model_metrics or {}).values())
-        except Exception:  # noqa: BLE001 - an experimental call, which older and newer CLIs may not have
+            return _totals(await self._bounded(self._session.rpc.usage.get_metrics()))
+        except Exception:  # noqa: BLE001 - an experimental call, which other CLIs may lack, or answer in another form
             return None
-        has_credits = any(_said(model, "ai_credits_status") != "unavailable" for model in models)
-        changes = metrics.code_changes
-        return {
-            "model_calls": sum(int(model.requests.count or 0) for model in models),
-            "input_tokens": sum(int(model.usage.input_tokens or 0) for model in models),
-            "output_tokens": sum(int(model.usage.output_tokens or 0) for model in models),
-            "cache_read_tokens": sum(int(model.usage.cache_read_tokens or 0) for model in models),
-            "cache_write_tokens": sum(int(model.usage.cache_write_tokens or 0) for model in models),
-            "premium_requests": metrics.total_premium_request_cost,
-            "nano_aiu": metrics.total_nano_aiu if has_credits else None,
-            "requests": metrics.total_user_requests,
-            "lines_added": getattr(changes, "lines_added", None),
-            "lines_removed": getattr(changes, "lines_removed", None),
-        }
 
     # --- what the CLI says and asks ----------------------------------------------------------------------------------
 
@@ -499,6 +484,25 @@ class Conversation:
                 return await call
         except TimeoutError:
             raise crashed(f"it did not answer within {CALL_WAIT_S:g} seconds") from None
+
+
+def _totals(metrics: Any) -> dict[str, Any]:
+    """Return the totals of a session as the fields of an AgentTurnEnded."""
+    models = list((metrics.model_metrics or {}).values())
+    has_credits = any(_said(model, "ai_credits_status") != "unavailable" for model in models)
+    changes = metrics.code_changes
+    return {
+        "model_calls": sum(int(model.requests.count or 0) for model in models),
+        "input_tokens": sum(int(model.usage.input_tokens or 0) for model in models),
+        "output_tokens": sum(int(model.usage.output_tokens or 0) for model in models),
+        "cache_read_tokens": sum(int(model.usage.cache_read_tokens or 0) for model in models),
+        "cache_write_tokens": sum(int(model.usage.cache_write_tokens or 0) for model in models),
+        "premium_requests": metrics.total_premium_request_cost,
+        "nano_aiu": metrics.total_nano_aiu if has_credits else None,
+        "requests": metrics.total_user_requests,
+        "lines_added": getattr(changes, "lines_added", None),
+        "lines_removed": getattr(changes, "lines_removed", None),
+    }
 
 
 def _said(thing: Any, name: str) -> str:
