@@ -30,7 +30,7 @@ def scripted_cli(folder: Path, *turns: Sequence[Step], **behaviour: Any) -> Path
     script.write_text(json.dumps({"turns": [list(turn) for turn in turns], **behaviour}), "utf-8")
     command = folder / "copilot"
     python, fake, named = (shlex.quote(str(part)) for part in (sys.executable, FAKE_CLI, script))
-    command.write_text(f'#!/bin/sh\nFAKE_COPILOT_SCRIPT={named} exec {python} {fake} "$@"\n', "utf-8")
+    command.write_text(f'#!/bin/sh\nFAKE_COPILOT_SCRIPT={named} exec {python} -S {fake} "$@"\n', "utf-8")
     command.chmod(0o755)
     return command
 
