@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ttasks.handlers.copilot.permissions import Decision, PermissionRequest, Permissions, Policy, parse_permissions
 
-HERE = "/work/project"
+HERE = "/home/kim/project"
 
 
 def request(kind: str, subject: str, folder: str | Path = HERE, paths: tuple[str, ...] = ()) -> PermissionRequest:
