@@ -62,6 +62,8 @@ _RULE: Final = re.compile(r"(?P<deny>deny\s+)?(?P<kind>\*|(?!deny\b)[a-z][a-z-]*
 # What joins commands is cut at; what else a shell may make a command of is matched only as a whole, without wildcards.
 _JOINS: Final = re.compile(r"&&|\|\||[;|&]")
 _NOT_PLAIN: Final = re.compile(r"[`()<>\n\r\\]")
+_BLANK: Final = " \t\n"
+"""What a shell makes nothing of around a command; to it, a space of another alphabet is part of a word."""
 # A denial looks for commands wherever a shell may begin one: one too many does no harm.
 _BEGINNINGS: Final = re.compile(r"[;|&`(){}\n\r]")
 _BEFORE: Final = re.compile(r"(?:(?:if|then|elif|else|while|until|do|time|!|[A-Za-z_]\w*=\S*) )+")
@@ -143,7 +145,7 @@ class Rule:
 
     def _is_command(self, command: str) -> bool:
         assert self.pattern is not None
-        if command.strip() == self.pattern:
+        if command.strip(_BLANK) == self.pattern:
             return True
         if self.denies:
             return any(fnmatchcase(text, self.pattern) for text in _commands_in(command))
@@ -182,7 +184,7 @@ def _resolved(pattern: str) -> str | None:
 
 def _parts(command: str) -> list[str]:
     """Return the commands that are joined in one."""
-    return [part.strip() for part in _JOINS.split(command) if part.strip()]
+    return [part for text in _JOINS.split(command) if (part := text.strip(_BLANK))]
 
 
 def _commands_in(command: str) -> Iterator[str]:
