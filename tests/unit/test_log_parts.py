@@ -115,8 +115,7 @@ def test_a_wal_that_cannot_be_read_leaves_the_version_in_the_header(tmp_path: Pa
     made, path = tmp_path / "made.db", tmp_path / "ledger.db"
     log = EventLog.open(made)
     shutil.copy(made, path)
-    path.with_name("ledger.db-wal").write_bytes(b"garbage" * 100)
-    path.with_name("ledger.db-shm").mkdir()
+    path.with_name("ledger.db-wal").mkdir()
     assert files.schema_version(path) == files.SCHEMA_VERSION
     log.close()
 
