@@ -132,6 +132,7 @@ def test_a_dead_running_task_is_interrupted_and_says_what_goes_on_with_it(browse
     assert f"ttasks resume {browsed.interrupted} --ledger {browsed.path}" in text
     assert 'data-token="' in answer.text  # somebody may go on with it
     assert ">running<" not in answer.text
+    assert "after load interrupted" in page(browsed.path, f"task/{id_of(browsed.path, 'report')}").seen
 
 
 def test_what_waits_for_a_person_says_how_to_decide(ledger: Path) -> None:

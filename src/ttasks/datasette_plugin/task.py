@@ -66,7 +66,7 @@ class Named:
 
     id: str
     title: str
-    status: str
+    status: TaskStatus
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
         "secret": sorted(task.env_digests or {}),
-        "memberships": _memberships(readers, task.id),
-        **_relatives(readers, task),
+        "memberships": _memberships(readers, left, task.id),
+        **_relatives(readers, left, task),
         "decisions": _decisions(readers, task.id),
         "attempts": [_shown(readers, task, each, status) for each in attempts[-ATTEMPTS_MAX:]],
         "attempts_in_all": len(attempts),
@@ -225,7 +225,7 @@ def _decisions(readers: Readers, task_id: str) -> list[RecordedEvent]:
 # --- what it belongs to ----------------------------------------------------------------------------------------------
 
 
-def _memberships(readers: Readers, task_id: str) -> list[Membership]:
+def _memberships(readers: Readers, left: Leftovers, task_id: str) -> list[Membership]:
     named = "SELECT tasks.id, tasks.title, tasks.status FROM graph_dependencies JOIN tasks ON tasks.id = {} WHERE"
     waits_for = f"{named.format('dependency_id')} graph_id = ? AND task_id = ? ORDER BY place LIMIT ?"
     waited_for = f"{named.format('task_id')} graph_id = ? AND dependency_id = ? LIMIT ?"
@@ -247,11 +247,24 @@ def _memberships(readers: Readers, task_id: str) -> list[Membership]:
             found.append(Membership(graph_id, rows.from_text(title), runs, *flags, retry, after, then))
         return found
 
-    return readers.ask(in_one_view(question))
+    return [
+        replace(each, after=_standing(readers, left, each.after), then=_standing(readers, left, each.then))
+        for each in readers.ask(in_one_view(question))
+    ]
 
 
 def _named(found: Any) -> list[Named]:
-    return [Named(id_, rows.from_text(title), status) for id_, title, status in found]
+    return [Named(id_, rows.from_text(title), TaskStatus(status)) for id_, title, status in found]
+
+
+def _standing(readers: Readers, left: Leftovers, tasks: Sequence[Named]) -> list[Named]:
+    """Return them as they stand: what is recorded as running may have been left by a runner that is gone."""
+    return [
+        replace(each, status=left.task_status(task)[0])
+        if each.status not in _SETTLED and (task := readers.task(each.id)) is not None
+        else each
+        for each in tasks
+    ]
 
 
 def _policy(policy: Mapping[str, Any]) -> str:
@@ -268,7 +281,7 @@ def _policy(policy: Mapping[str, Any]) -> str:
     return text
 
 
-def _relatives(readers: Readers, task: TaskState) -> dict[str, Any]:
+def _relatives(readers: Readers, left: Leftovers, task: TaskState) -> dict[str, Any]:
     """Return the tasks that this one was made from, blocked by, and made into."""
     query = "SELECT id, title, status FROM tasks WHERE"
 
@@ -280,8 +293,9 @@ def _relatives(readers: Readers, task: TaskState) -> dict[str, Any]:
             _named(connection.execute(derived, (task.id, NEIGHBOURS_MAX))),
         )
 
-    derived_from, blocked_by, derived = readers.ask(in_one_view(question))
-    return {"derived_from": derived_from, "blocked_by": blocked_by, "derived": derived}
+    names = ("derived_from", "blocked_by", "derived")
+    found = readers.ask(in_one_view(question))
+    return {name: _standing(readers, left, tasks) for name, tasks in zip(names, found, strict=True)}
 
 
 # --- an attempt ------------------------------------------------------------------------------------------------------
