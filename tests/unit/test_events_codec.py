@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -226,3 +226,14 @@ class _Unknown(f.TaskFact):
 def test_a_fact_of_no_known_type_is_not_encoded() -> None:
     with pytest.raises(KeyError):
         encode(_Unknown())
+
+
+def test_records_are_compared_by_type_and_fields_and_show_them() -> None:
+    source = f.Source("/a.yaml", "12")
+    assert source == f.Source("/a.yaml", "12") != f.Source("/b.yaml", "12")
+    assert hash(source) == hash(f.Source("/a.yaml", "12")) != hash(f.Source("/b.yaml", "12"))
+    assert source != a.FileEdit("/a.yaml", "12")
+    assert source != ("/a.yaml", "12")
+    assert repr(source) == "Source(path='/a.yaml', sha256='12')"
+    with pytest.raises(FrozenInstanceError):
+        source.path = "/b.yaml"  # type: ignore[misc]

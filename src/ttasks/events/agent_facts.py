@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ttasks.events.facts import TaskFact
+from ttasks.events.facts import Record, TaskFact
 
 Json = Any
 """A value that JSON has a form for."""
 
 
-@dataclass(frozen=True)
-class FileEdit:
+@dataclass(frozen=True, eq=False, repr=False)
+class FileEdit(Record):
     """A file that a tool changed: `kind` is what was done to it, in the tool's word (``create``, ``edit``)."""
 
     path: str
     kind: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentFact(TaskFact):
     """A fact about the conversation of an attempt."""
 
@@ -33,7 +33,7 @@ class AgentFact(TaskFact):
     at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentSessionOpened(AgentFact):
     """The attempt's conversation: `session` is its id, by which it can be taken up again.
 
@@ -57,14 +57,14 @@ class AgentSessionOpened(AgentFact):
     excluded_tools: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentPrompted(AgentFact):
     """The agent was sent `prompt`: the task's payload, or what asks it to go on after an interruption."""
 
     prompt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentAnswered(AgentFact):
     """A whole message of the agent. `is_partial`: the rest of it never came."""
 
@@ -74,7 +74,7 @@ class AgentAnswered(AgentFact):
     agent: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ToolCallStarted(AgentFact):
     """The agent called a tool.
 
@@ -90,7 +90,7 @@ class ToolCallStarted(AgentFact):
     agent: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ToolCallEnded(AgentFact):
     """How a tool call ended. ``aborted``: nobody said how, because the turn was ended while it ran.
 
@@ -106,7 +106,7 @@ class ToolCallEnded(AgentFact):
     files: tuple[FileEdit, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PermissionRequested(AgentFact):
     """The agent wants to do something that has to be allowed.
 
@@ -123,7 +123,7 @@ class PermissionRequested(AgentFact):
     agent: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PermissionDecided(AgentFact):
     """What was decided of a request, and by what: a rule, as it was given, or the name of a function.
 
@@ -136,7 +136,7 @@ class PermissionDecided(AgentFact):
     feedback: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelCalled(AgentFact):
     """A model answered. Counts are tokens, `duration` is in seconds.
 
@@ -159,7 +159,7 @@ class ModelCalled(AgentFact):
     agent: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentErred(AgentFact):
     """Something went wrong. `kind` is the agent's word for it, `status_code` that of HTTP.
 
@@ -173,7 +173,7 @@ class AgentErred(AgentFact):
     agent: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentAborted(AgentFact):
     """The turn was ended before the agent was done. `why`: ``cancelled``, ``timeout``, ``stopped`` (its runner
     was), ``closed`` (its session was), ``failed`` (it could not be recorded), ``crashed``."""
@@ -181,7 +181,7 @@ class AgentAborted(AgentFact):
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgentTurnEnded(AgentFact):
     """What the attempt's turn came to: what it added to the totals of the conversation.
 
