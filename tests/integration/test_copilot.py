@@ -172,6 +172,12 @@ def test_a_wrong_option_of_agents_is_refused_at_once(
         make(**options)
 
 
+@pytest.mark.parametrize("name", ["available_tools", "excluded_tools", "permissions"])
+def test_a_prompt_takes_no_option_about_tools(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: a prompt is answered without tools"):
+        make_copilot_prompt_handler(**{name: ["read"]})
+
+
 def test_options_reach_the_session_and_what_was_asked_for_is_recorded(bench: Bench) -> None:
     executor = bench.executor(
         model="gpt-x",
@@ -323,11 +329,12 @@ def test_the_agent_gets_little_of_the_environment_and_what_it_was_given(
     for name in ("AWS_SECRET_ACCESS_KEY", "ANYTHING", "COPILOT_PROVIDER_API_KEY", "COPILOT_PROVIDER_BEARER_TOKEN"):
         monkeypatch.setenv(name, "not-for-agents")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    monkeypatch.setenv("TTASKS_EXAMPLE", "passed")
+    monkeypatch.setenv("TTASKS_LEDGER", "passed")
+    monkeypatch.setenv("TTASKS_EXAMPLE", "not-for-agents")
     bench.run(env={"OWN": "of-task", "BOTH": "of-task"}, executor=bench.executor(env={"BOTH": "of-option"}))
     shell = dict(line.split("=", 1) for line in Path("environment").read_text().splitlines() if "=" in line)
     assert "not-for-agents" not in shell.values()
-    wanted = {"OWN": "of-task", "BOTH": "of-option", "LC_ALL": "C.UTF-8", "TTASKS_EXAMPLE": "passed"}
+    wanted = {"OWN": "of-task", "BOTH": "of-option", "LC_ALL": "C.UTF-8", "TTASKS_LEDGER": "passed"}
     assert wanted.items() <= shell.items()
     assert {"PATH", "HOME", "COPILOT_HOME", "TTASKS_ATTEMPT", "TTASKS_RUNNER"} <= shell.keys()
 
@@ -339,7 +346,7 @@ def test_permissions_in_the_environment_that_can_not_be_read_fail_the_task_befor
     monkeypatch.setenv("TTASKS_COPILOT_PERMISSIONS", text)
     task = bench.run()
     assert task.status is TaskStatus.FAILED
-    assert "is no rule" in (task.error or "")
+    assert "permissions: " in (task.error or "") and " is no " in (task.error or "")
     assert bench.asked("connect") == []
 
 

@@ -105,6 +105,32 @@ def test_the_value_of_a_secret_variable_is_masked_as_well(bench: Bench) -> None:
     assert bench.spoken("output") == ["***"]
 
 
+def test_the_secrets_of_a_handler_are_masked_as_those_of_a_task_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {name: f"hunter2-{name}" for name in ("env", "key", "bearer", "header", "address", "proxy")}
+    text = " ".join(secrets.values())
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{secrets['proxy']}@127.0.0.1:9")
+    bench.cli([{"tool": "bash", "arguments": {"command": "env"}, "output": text}, {"say": f"I saw {text}"}])
+    provider = {
+        "type": "openai",
+        "base_url": f"http://me:{secrets['address']}@127.0.0.1:9/v1",
+        "api_key": secrets["key"],
+        "bearer_token": secrets["bearer"],
+        "headers": {"X-Auth": secrets["header"]},
+    }
+    options = {"provider": provider, "env": {"DB_PASSWORD": secrets["env"], "PLAIN": "of no interest"}}
+    task = bench.run(executor=bench.executor(**options))
+    assert (task.status, task.error) == (TaskStatus.SUCCEEDED, None)
+    with CopilotAgentSession(cli_path=bench.cli_path, **options) as session:
+        executor = bench.executor()
+        executor.register(TaskType.AGENT, session.handler())
+        assert bench.run(executor=executor).status is TaskStatus.SUCCEEDED
+    assert b"hunter2" not in bench.raw()
+    assert bench.raw().count(b"I saw *** *** *** *** *** ***") > 0
+    assert set(bench.spoken("output")) == {"I saw *** *** *** *** *** ***"}
+
+
 # A ledger that is lost.
 
 

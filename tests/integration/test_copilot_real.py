@@ -38,7 +38,7 @@ from ttasks.events.agent_facts import (
     ToolCallEnded,
     ToolCallStarted,
 )
-from ttasks.handlers.copilot.driver import GO_ON
+from ttasks.handlers.copilot.conversation import GO_ON
 from ttasks.log.verify import verify
 
 

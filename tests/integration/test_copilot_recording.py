@@ -15,6 +15,7 @@ from copilots import Bench
 from doubles.scripted import Step
 from processes import PATIENCE_S, until
 from ttasks import (
+    LedgerUnwritableError,
     SQLiteStore,
     Task,
     TaskStatus,
@@ -32,7 +33,9 @@ from ttasks.events.agent_facts import (
     ToolCallStarted,
 )
 from ttasks.events.facts import TaskOutput
+from ttasks.handlers.context import DetachedPort
 from ttasks.handlers.copilot.permissions import PermissionRequest
+from ttasks.handlers.copilot.recorder import Recorder
 from ttasks.log.verify import verify
 
 BASH: Step = {"tool": "bash", "arguments": {"command": "make test", "description": "Run the tests"}}
@@ -90,6 +93,35 @@ def test_output_is_durable_while_the_agent_still_speaks(bench: Bench) -> None:
         until(lambda: printed(bench, task) == "One two" if task.status is TaskStatus.RUNNING else False)
         (bench.folder / "gate").touch()
         future.result(PATIENCE_S)
+
+
+def test_words_that_stream_in_are_recorded_together(bench: Bench) -> None:
+    words = "word " * 5000
+    bench.cli([{"say": words}])
+    task = bench.run()
+    assert printed(bench, task) == words
+    assert sum(len(fact.chunks) for fact in bench.facts(task, TaskOutput)) < 2500
+
+
+def test_what_is_left_to_say_is_reported_whole_though_the_ledger_refuses_the_first() -> None:
+    class Refusing(DetachedPort):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reported: list[str] = []
+
+        def report(self, fact: AgentFact, *, at_once: bool = False) -> None:
+            self.reported.append(type(fact).__name__)
+            raise LedgerUnwritableError("the disk is full")
+
+        def finished_printing(self) -> None:
+            self.reported.append("finished")
+
+    port = Refusing()
+    recorder = Recorder(port, "t", "/", None)
+    recorder._calls = {"1": "bash", "2": "bash"}
+    with pytest.raises(LedgerUnwritableError, match="disk is full"):
+        recorder.ended({"model_calls": 1})
+    assert port.reported == ["ToolCallEnded", "ToolCallEnded", "AgentTurnEnded", "finished"]
 
 
 # Tools.

@@ -15,8 +15,8 @@ from copilots import Bench, gone, pid_of_shell
 from processes import PATIENCE_S, in_thread, until
 from ttasks import CopilotAgentSession, Task, TaskExecutor, TaskGraph, TaskStatus, TaskType
 from ttasks.events.agent_facts import AgentAborted, AgentPrompted, AgentSessionOpened, AgentTurnEnded, ToolCallEnded
-from ttasks.events.facts import TaskStarted
-from ttasks.handlers.copilot.driver import GO_ON
+from ttasks.events.facts import ProcessReaped, TaskStarted
+from ttasks.handlers.copilot.conversation import GO_ON
 from ttasks.log.verify import verify
 from ttasks.runtime.beginning import Beginning
 from ttasks.runtime.graph_run import GraphRun
@@ -77,6 +77,16 @@ if how == "session":
         graph.run(executor)
 else:
     graph.run(executor)
+"""
+
+
+RESUMING = """
+import sys
+from ttasks import *
+ledger, cli = sys.argv[1:]
+executor = TaskExecutor(SQLiteStore(ledger))
+executor.register(TaskType.AGENT, make_copilot_agent_handler(cli_path=cli))
+executor.resume()
 """
 
 
@@ -199,6 +209,23 @@ def test_an_agent_that_was_interrupted_before_it_was_prompted_is_prompted_as_if_
     assert opened(bench, task) == [(2, False)]
 
 
+def test_an_agent_that_is_interrupted_again_before_it_was_prompted_still_has_its_conversation(bench: Bench) -> None:
+    graph = kill_a_run(bench, "agent", scripted(bench))
+    task = list(graph)[1]
+    bench.cli(start="mute")
+    words = [sys.executable, "-c", RESUMING, str(bench.ledger), str(bench.cli_path)]
+    resuming = Command(bench.folder).start_process(words)
+    until(lambda: len(sessions(bench, task)) == 2 and bench.processes())
+    resuming.kill()
+    assert sessions(bench, task)[1] is None
+    bench.cli()
+    (graph,) = bench.store.graphs.values()
+    (resumed,) = bench.executor().resume(graph)
+    assert isinstance(resumed, TaskGraph) and resumed.ok
+    assert opened(bench, task) == [(1, False), (3, True)]
+    assert prompted(bench, task) == ["Go", GO_ON + "Go"]
+
+
 def test_a_prompt_is_simply_asked_again(bench: Bench) -> None:
     graph = kill_a_run(bench, "prompt", scripted(bench, in_tool=False))
     bench.cli()
@@ -254,6 +281,29 @@ def test_a_session_of_a_resuming_program_takes_up_the_one_that_was_interrupted(b
     assert totals.requests == 1
     names = {fact.handler for fact in bench.facts(second, TaskStarted)}
     assert names == {"ttasks.copilot_session_handler"}
+    assert bench.is_quiet()
+
+
+def test_what_an_agent_of_a_session_left_is_ended_though_its_cli_died_with_the_process(bench: Bench) -> None:
+    file = scripted(bench)
+    command = Command(bench.folder)
+    running = command.start_process([sys.executable, "-c", KILLED, "session", str(bench.ledger), str(bench.cli_path)])
+    shell = bench.wait_for_file(file)
+    (cli,) = [process for process in bench.processes() if any("fake_cli" in word for word in process.cmdline())]
+    cli.suspend()  # or it would end the shell when it sees that nobody asks it any more
+    running.kill()
+    cli.kill()
+    assert not gone(shell)
+    (graph,) = bench.store.graphs.values()
+    bench.cli()
+    with CopilotAgentSession(cli_path=bench.cli_path) as session:
+        executor = bench.executor()
+        executor.register(TaskType.AGENT, session.handler())
+        (resumed,) = executor.resume(graph)
+    assert isinstance(resumed, TaskGraph) and resumed.ok
+    assert gone(shell)
+    second = list(resumed)[1]
+    assert [fact.pids for fact in bench.facts(second, ProcessReaped)] != []
     assert bench.is_quiet()
 
 

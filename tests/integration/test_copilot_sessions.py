@@ -27,6 +27,9 @@ from ttasks import (
     TaskType,
 )
 from ttasks.events.agent_facts import AgentAborted, AgentSessionOpened, AgentTurnEnded
+from ttasks.handlers.context import DetachedPort
+from ttasks.handlers.copilot.driver import Waiting, _Work
+from ttasks.handlers.copilot.loop import LoopThread
 
 
 def session(bench: Bench, **options: Any) -> CopilotAgentSession:
@@ -226,7 +229,10 @@ def test_a_task_of_a_session_whose_cli_has_died_fails_and_so_does_the_next(bench
         executor = sharing(bench, shared)
         kill_cli(bench)
         tasks = [bench.run(executor=executor) for _ in range(2)]
-    assert [task.result.error_code for task in tasks if task.result is not None] == ["cli_crashed"] * 2
+    first, second = [task.result.error_code for task in tasks if task.result is not None]
+    assert (first in ("cli_crashed", "session_ended"), second) == (True, "session_ended")
+    assert "open a new one" in (tasks[1].error or "")
+    assert bench.rows("SELECT task_id FROM attempts WHERE session IS NOT NULL") == [] or first == "cli_crashed"
     assert bench.is_quiet()
 
 
@@ -507,3 +513,56 @@ def test_no_thread_of_a_session_outlives_it(bench: Bench) -> None:
         shared.send_and_wait("Hello")
         assert "ttasks-copilot" in {thread.name for thread in threading.enumerate()}
     until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_a_subscriber_that_asks_for_the_id_too_early_is_told_so(bench: Bench) -> None:
+    found: list[str] = []
+    shared = CopilotAgentSession(cli_path=bench.cli_path, on_event=lambda _: found.append(shared.session_id))
+    with shared:
+        shared.send_and_wait("Hello")
+        assert set(found) == {shared.session_id}
+    assert all(isinstance(error, RuntimeError) and "not active" in str(error) for error in shared.event_errors)
+
+
+def test_a_session_that_is_closed_while_it_takes_up_another_ends_that(bench: Bench) -> None:
+    bench.cli(resume={"hang": True})
+    with session(bench) as shared:
+        driver = shared._active()
+        asked = in_thread(lambda: driver.turn(DetachedPort(), "t", "Go", Waiting(DetachedPort(), None), "another"))
+        until(lambda: bench.asked("session.resume"))
+    with pytest.raises(CopilotError, match="was closed before the agent was done"):
+        asked.result(PATIENCE_S)
+    assert bench.prompts() == []
+    assert bench.is_quiet()
+
+
+def test_nothing_is_asked_of_a_loop_that_is_about_to_end() -> None:
+    thread = LoopThread()
+    thread.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        thread.soon(lambda: None)
+
+    async def work() -> None:
+        raise AssertionError
+
+    with pytest.raises(RuntimeError, match="was closed"):
+        _Work(thread, work())
+
+
+def test_what_was_asked_of_a_loop_just_before_its_end_is_cancelled() -> None:
+    thread = LoopThread()
+    held, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        held.wait(PATIENCE_S)
+
+    thread.soon(hold)
+    assert begun.wait(PATIENCE_S)
+    work = _Work(thread, asyncio.sleep(1000))
+    closing = in_thread(thread.close)
+    held.set()
+    closing.result(PATIENCE_S)
+    assert work.is_done
+    with pytest.raises(asyncio.CancelledError):
+        work.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -22,8 +23,10 @@ from ttasks import (
     PermissionRequest,
     Task,
     TaskCancelled,
+    TaskEventType,
     TaskGraph,
     TaskStatus,
+    TaskType,
     clock,
 )
 from ttasks.events.agent_facts import AgentAborted, AgentAnswered, AgentTurnEnded, PermissionDecided, ToolCallEnded
@@ -234,7 +237,7 @@ def test_a_cli_that_falls_silent_counts_as_dead(bench: Bench, monkeypatch: pytes
         for process in bench.processes():
             if process.pid != int(shell):
                 process.suspend()
-        with pytest.raises(CopilotError, match=r"did not answer for 0\.2 seconds"):
+        with pytest.raises(CopilotError, match=r"did not answer within 0\.2 seconds"):
             future.result(PATIENCE_S)
     assert gone(shell)
     assert bench.is_quiet()
@@ -253,7 +256,7 @@ def test_a_cli_that_never_answers_its_start_can_not_be_run(bench: Bench, monkeyp
 def test_a_cli_that_never_opens_a_session_counts_as_dead(
     what: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "CALL_WAIT_S", 0.5)
+    monkeypatch.setattr(conversation, "OPEN_WAIT_S", 0.5)
     bench.cli(**{what: {"hang": True}})
     if what == "create":
         with pytest.raises(CopilotError, match=r"did not answer within 0\.5 seconds") as mute:
@@ -262,8 +265,8 @@ def test_a_cli_that_never_opens_a_session_counts_as_dead(
         with pytest.raises(CopilotError) as mute, CopilotAgentSession(cli_path=bench.cli_path) as session:
             driver = session._active()
             assert driver._thread is not None and driver._conversation is not None
-            driver._thread.call(driver._conversation.go_on_with("another"))
-    assert mute.value.code == "cli_crashed"
+            driver._thread.call(driver._conversation._go_on_with("another"))
+    assert mute.value.code == "cli_unresponsive"
     assert bench.is_quiet()
 
 
@@ -407,3 +410,73 @@ def test_a_terminal_that_sends_ctrl_c_to_the_whole_group_does_not_reach_the_cli(
     assert os.getsid(cli.pid) == cli.pid != os.getsid(running.process.pid)
     running.end(signal.SIGINT)
     until(lambda: not bench.processes())
+
+
+# What comes too late, or from a subscriber.
+
+
+def told(bench: Bench) -> list[str]:
+    """Return the kinds of the decisions that the CLI was told."""
+    answers = [params["result"] for params in bench.asked("session.permissions.handlePendingPermissionRequest")]
+    return [answer["kind"] for answer in answers]
+
+
+def test_a_request_that_is_approved_after_the_turn_has_ended_is_denied(bench: Bench) -> None:
+    bench.cli([{"tool": "bash", "arguments": {"command": "rm -r build"}}, {"say": "Done"}])
+    asked, answered = threading.Event(), threading.Event()
+
+    def late(_: PermissionRequest) -> bool:
+        asked.set()
+        return answered.wait(PATIENCE_S)
+
+    with CopilotAgentSession(cli_path=bench.cli_path, permissions=late) as session, bench.executor() as executor:
+        executor.register(TaskType.AGENT, session.handler())
+        task = Task.agent("Go")
+        running = executor.submit(task)
+        assert asked.wait(PATIENCE_S)
+        executor.cancel(task)
+        with pytest.raises(TaskCancelled):
+            running.result(PATIENCE_S)
+        answered.set()
+        until(lambda: told(bench))
+    assert told(bench) == ["reject"]
+    assert bench.facts(task, PermissionDecided) == []
+
+
+def test_a_decision_that_came_while_the_turn_was_ended_is_recorded_as_a_denial(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.cli([{"tool": "bash", "arguments": {"command": "rm -r build"}}, {"say": "Done"}])
+    abort = conversation.Conversation._abort
+    task = Task.agent("Go")
+    asked, ending = threading.Event(), threading.Event()
+
+    def late(_: PermissionRequest) -> bool:
+        asked.set()
+        return ending.wait(PATIENCE_S)
+
+    async def abort_later(*arguments: Any) -> None:
+        ending.set()
+        await asyncio.to_thread(until, lambda: bench.facts(task, PermissionDecided))
+        await abort(*arguments)
+
+    monkeypatch.setattr(conversation.Conversation, "_abort", abort_later)
+    with bench.executor(permissions=late) as executor:
+        running = executor.submit(task)
+        assert asked.wait(PATIENCE_S)
+        executor.cancel(task)
+        with pytest.raises(TaskCancelled):
+            running.result(PATIENCE_S)
+    assert [(fact.decision, fact.by) for fact in bench.facts(task, PermissionDecided)] == [("denied", "too late")]
+    assert told(bench) in ([], ["reject"])
+
+
+@pytest.mark.parametrize("kind", [TaskEventType.PROGRESS, TaskEventType.OUTPUT])
+def test_a_subscriber_of_an_agents_task_may_shut_the_executor_down(kind: TaskEventType, bench: Bench) -> None:
+    bench.cli([{"tool": "bash", "arguments": {"command": "ls"}}, {"say": "One\nTwo"}])
+    executor = bench.executor()
+    executor.events.subscribe(lambda event: executor.shutdown() if event.type is kind else None)
+    task = Task.agent("Go")
+    executor.submit(task).result(PATIENCE_S)
+    assert task.status is TaskStatus.SUCCEEDED
+    assert bench.is_quiet()

@@ -117,7 +117,7 @@ def test_permissions_that_can_not_be_read_are_said_and_not_thrown(doctor: Comman
         doctor, "copilot", COPILOT_CLI_PATH=str(bench.cli_path), TTASKS_COPILOT_PERMISSIONS="approve_evrything"
     )
     assert code == 1
-    assert "'approve_evrything' is no rule" in lines[0]
+    assert "'approve_evrything' is no kind of request" in lines[0]
 
 
 def test_without_bash_a_shell_is_enough(doctor: Command, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,26 @@ def test_what_is_no_permissions_at_all_is_refused(wrong: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "deny", "deny ", "Read", "read()", "read(a", "read)", "shell (ls)", "deny deny read", "approve_all",
+    ["", " ", "deny", "deny ", "Read", "read()", "read(a", "read)", "shell (ls)", "deny deny read",
      "denyread(a)b", "read(a) b", "-read", "deny(rm)", "deny\nDENY read"],
 )  # fmt: skip
 def test_a_rule_that_can_not_be_read_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"permissions: {text!r} is no rule; write a kind")):
         Policy([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("deny shel(rm *)", "'shel' in 'deny shel(rm *)' is no kind of request; did you mean 'shell'?"),
+        ("custom_tool(push)", "did you mean 'custom-tool'?"),
+        ("of-tomorrow", "expected one of *, custom-tool, extension-env-access"),
+        ("read_only", "a policy stands alone, without rules"),
+    ],
+)
+def test_a_rule_about_a_kind_that_there_is_not_is_refused(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        Policy(["*", text])
 
 
 def test_what_no_rule_speaks_of_is_denied() -> None:
@@ -156,6 +171,22 @@ def test_a_pattern_for_every_kind_is_no_way_around_the_rules_for_commands(comman
 )  # fmt: skip
 def test_a_denied_command_is_found_wherever_a_shell_would_begin_it(command: str) -> None:
     assert decide(["*", "deny shell(rm *)"], "shell", command).by == "deny shell(rm *)"
+
+
+def test_a_long_command_is_looked_through_in_no_time() -> None:
+    assert allows(["shell", "deny shell(rm *)"], "shell", f"echo {'ab' * 200_000}")
+    assert not allows(["shell", "deny shell(rm *)"], "shell", f"A={'ab' * 200_000} rm x")
+
+
+@pytest.mark.parametrize("rules", [["shell"], ["shell(ls)"], ["shell(l*)", "read"], ["*(ls)"]])
+def test_what_leaves_the_sandbox_is_approved_by_a_rule_for_everything_only(rules: list[str]) -> None:
+    inside = request("shell", "ls")
+    outside = replace(inside, leaves_sandbox=True)
+    assert Policy(rules).decide(inside).is_approved
+    assert not Policy(rules).decide(outside).is_approved
+    assert Policy([*rules, "*"]).decide(outside).is_approved
+    assert Policy("approve_all").decide(outside).is_approved
+    assert not Policy(["*", "deny shell(ls)"]).decide(outside).is_approved
 
 
 @pytest.mark.parametrize("command", ["ls rm", "grep rm x", "echo rmx x", "git rm x", "form x"])
@@ -304,6 +335,8 @@ def test_an_address_that_a_rule_means_is_approved(rule: str, address: str) -> No
         ("url(docs.test)", "https://evil.test#@docs.test/"),
         ("url(docs.test)", "https://evil.test?@docs.test/"),
         ("url(docs.test)", "docs.test"),
+        ("url(docs.test)", "file://docs.test/etc/passwd"),
+        ("url(*)", "ftp://docs.test/a"),
         ("url(docs.test)", "https://docs.test\n.evil.test/"),
         ("url(docs.test)", "https://[docs.test/"),
         ("url(docs.test)", "https://docs.test:port/"),
@@ -404,5 +437,5 @@ def test_permissions_in_an_environment_variable_are_a_policy_or_rules(text: str,
 
 
 def test_what_can_not_be_read_there_is_refused_like_any_rule() -> None:
-    with pytest.raises(ValueError, match="'approve_evrything' is no rule"):
+    with pytest.raises(ValueError, match="'approve_evrything' is no kind of request"):
         Policy(parse_permissions("approve_evrything"))

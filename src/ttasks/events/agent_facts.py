@@ -40,7 +40,8 @@ class AgentSessionOpened(AgentFact):
     `is_resumed`: it was begun by an earlier attempt or task. `model` is the one that was asked for. `provider` is the
     address of the model's own endpoint (None: GitHub Copilot), `account` how, and as whom, the agent was signed in
     there. `permissions` is what decides requests, in order; `tools` those that it was limited to (None: not limited),
-    `excluded_tools` those it was denied.
+    `excluded_tools` those it was denied. `mark` is what its processes carry in $TTASKS_ATTEMPT (None: the attempt's
+    own mark).
     """
 
     session: str
@@ -55,6 +56,7 @@ class AgentSessionOpened(AgentFact):
     permissions: tuple[str, ...] | None = None
     tools: tuple[str, ...] | None = None
     excluded_tools: tuple[str, ...] | None = None
+    mark: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

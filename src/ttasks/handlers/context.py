@@ -37,6 +37,9 @@ class AttemptPort(Protocol):
     def environment(self) -> dict[str, str]:
         """Return what child processes get on top of the runner's environment."""
 
+    def withhold(self, env: Mapping[str, str]) -> None:
+        """Keep the secret ones of these variables out of all that is recorded and shown, as those of the task's own."""
+
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
 
@@ -59,6 +62,7 @@ class AttemptPort(Protocol):
         Raises:
             LedgerUnwritableError: this one, or one that was reported before, could not be recorded.
             StreamConflictError: somebody else has recorded the end of this attempt.
+            RuntimeError: the attempt has ended.
         """
 
     def check(self) -> None:
@@ -68,7 +72,7 @@ class AttemptPort(Protocol):
         """Tell subscribers how far it is, without recording it: what is told of is a fact already."""
 
     def interrupted_session(self) -> str | None:
-        """Return the conversation of the attempt before, where that was interrupted in the middle of it."""
+        """Return the conversation of the latest attempt that had one, where all since then were interrupted."""
 
 
 class TaskContext:
@@ -179,6 +183,9 @@ class DetachedPort:
     def environment(self) -> dict[str, str]:
         """Return nothing."""
         return {}
+
+    def withhold(self, env: Mapping[str, str]) -> None:
+        """Nothing: nobody records."""
 
     def spawned(self, pid: int) -> None:
         """Nothing: nobody records."""

@@ -24,9 +24,9 @@ _ROUNDS: Final = 20_000
 _NO_REDACTION: Final = Redaction()
 STRUCTURE: Final = frozenset({
     "agent", "answer", "blocked_by", "boot_id", "call", "cli_version", "derived_from", "digest_key", "env",
-    "env_digests", "error_code", "exception", "git_commit", "graph", "handler", "handlers", "host", "ledger", "parent",
-    "platform", "process_start", "python_version", "reason", "redacted", "request", "sdk_version", "session", "signal",
-    "tasks", "ttasks_version",
+    "env_digests", "error_code", "exception", "git_commit", "graph", "handler", "handlers", "host", "ledger", "mark",
+    "parent", "platform", "process_start", "python_version", "reason", "redacted", "request", "sdk_version", "session",
+    "signal", "tasks", "ttasks_version",
 })  # fmt: skip
 """Fields of facts that hold a text, but not a person's: what is compared, or computed. All others are redacted."""
 

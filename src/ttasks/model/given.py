@@ -9,13 +9,18 @@ from ttasks.state.task import TaskState
 
 
 class Given:
-    """What one handle was given. `env` are values of variables; `missing_env` names those it has no value of."""
+    """What one handle was given.
 
-    __slots__ = ("_texts", "env", "missing_env")
+    `env` are values of variables; `missing_env` names those it has no value of. `withheld` are other variables, the
+    secret ones of which are not recorded either: what handlers know.
+    """
+
+    __slots__ = ("_texts", "env", "missing_env", "withheld")
 
     def __init__(self, env: Mapping[str, str] | None, missing_env: tuple[str, ...] = ()) -> None:
         self.env = env
         self.missing_env = missing_env
+        self.withheld: Mapping[str, str] = {}
         self._texts: dict[str, tuple[str, str]] = {}  # by field: what the ledger has, and what was given
 
     def copy(self) -> Given:
@@ -23,6 +28,11 @@ class Given:
         twin = Given(self.env, self.missing_env)
         twin._texts = dict(self._texts)
         return twin
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """All variables that may hold what is not to be recorded."""
+        return {**(self.env or {}), **self.withheld} if self.withheld else self.env or {}
 
     def missing(self, view: TaskState) -> tuple[str, ...]:
         """Return what it takes to run the task that the handle, which shows `view`, does not have."""

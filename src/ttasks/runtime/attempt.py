@@ -5,9 +5,11 @@ This is the seam: a specification goes in, facts come out.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -110,8 +112,7 @@ class Attempt:
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
         self._printed: list[Chunk] = []
-        redaction = journal.redaction(task)
-        self._redaction = None if redaction is None or redaction.is_idle else redaction
+        self._redact()
         self._limit = UNLIMITED
         self._printing: Printing | None = None
         self._is_over = False
@@ -130,6 +131,10 @@ class Attempt:
             self.context.cwd = cwd
         self.started_at = clock.now()
         self._started_s = clock.monotonic_s()
+
+    def _redact(self) -> None:
+        redaction = self._journal.redaction(self.task)
+        self._redaction = None if redaction is None or redaction.is_idle else redaction
 
     def next(self) -> Attempt:
         """Return the attempt that retries this one."""
@@ -454,6 +459,11 @@ class Attempt:
             return {}
         return {MARK: mark(log.ledger, self.position), RUNNER: log.runner_id or ""}
 
+    def withhold(self, env: Mapping[str, str]) -> None:
+        """Keep the secret ones of these variables out of all that is recorded and shown, as those of the task's own."""
+        self.task._given.withheld = {**self.task._given.withheld, **env}
+        self._redact()
+
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
         self._pid = pid
@@ -488,24 +498,26 @@ class Attempt:
                 self._publish_lines(stream, [line])
 
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
-        _PUBLISHING.thread = self._thread
-        for line in lines:
-            self._bus.emit(
-                TaskEvent(
-                    TaskEventType.OUTPUT,
-                    self.task.id,
-                    self.task,
-                    clock.now(),
-                    None,
-                    self.task.status,
-                    output_stream=stream,
-                    output_chunk=line,
+        with _publishing(self._thread):
+            for line in lines:
+                self._bus.emit(
+                    TaskEvent(
+                        TaskEventType.OUTPUT,
+                        self.task.id,
+                        self.task,
+                        clock.now(),
+                        None,
+                        self.task.status,
+                        output_stream=stream,
+                        output_chunk=line,
+                    )
                 )
-            )
 
     def report(self, fact: AgentFact, *, at_once: bool = False) -> None:
         """Take a fact about what an agent does; after the end of the attempt it is too late for any."""
-        if self._buffer is None or self._is_over:
+        if self._is_over:
+            raise RuntimeError(f"nothing can be reported any more: attempt {self.number} has ended")
+        if self._buffer is None:
             return
         if at_once:
             self._buffer.add_at_once(fact)
@@ -524,10 +536,11 @@ class Attempt:
             self._emit_progress(clock.now(), None, self._clean(message))
 
     def interrupted_session(self) -> str | None:
-        """Return the conversation of the attempt before, where that was interrupted in the middle of it."""
+        """Return the conversation of the latest attempt that had one, where all since then were interrupted."""
         log = self._journal.log
-        before = [one for one in log.readers.attempts(self.task.id) if one.attempt == self.number - 1] if log else []
-        return before[0].session if before and before[0].status is TaskStatus.INTERRUPTED else None
+        before = [one for one in log.readers.attempts(self.task.id) if one.attempt < self.number] if log else []
+        interrupted = itertools.takewhile(lambda one: one.status is TaskStatus.INTERRUPTED, reversed(before))
+        return next((one.session for one in interrupted if one.session is not None), None)
 
     def _progress(self, percent: float | None, message: str | None) -> None:
         at: datetime = clock.now()
@@ -539,25 +552,35 @@ class Attempt:
         self._emit_progress(at, percent, message)
 
     def _emit_progress(self, at: datetime, percent: float | None, message: str | None) -> None:
-        self._bus.emit(
-            TaskEvent(
-                TaskEventType.PROGRESS,
-                self.task.id,
-                self.task,
-                at,
-                None,
-                self.task.status,
-                progress_percent=percent,
-                progress_message=message,
+        with _publishing(self._thread):
+            self._bus.emit(
+                TaskEvent(
+                    TaskEventType.PROGRESS,
+                    self.task.id,
+                    self.task,
+                    at,
+                    None,
+                    self.task.status,
+                    progress_percent=percent,
+                    progress_message=message,
+                )
             )
-        )
 
 
 _PUBLISHING = threading.local()
 
 
+@contextlib.contextmanager
+def _publishing(thread: int | None) -> Iterator[None]:
+    before, _PUBLISHING.thread = publishing_for(), thread
+    try:
+        yield
+    finally:
+        _PUBLISHING.thread = before
+
+
 def publishing_for() -> int | None:
-    """Return the thread that runs the task whose output this thread publishes; None: it publishes none."""
+    """Return the thread that runs the task of which this thread publishes something; None: it publishes nothing."""
     thread: int | None = getattr(_PUBLISHING, "thread", None)
     return thread
 

@@ -108,7 +108,7 @@ class LooseJournal:
 
     def redaction(self, task: Task) -> Redaction | None:
         """Return what $TTASKS_REDACT says, and what is secret of the task's own variables."""
-        return redaction_of(self._redaction, task._given.env)
+        return redaction_of(self._redaction, task._given.secrets)
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Let the handles show the facts, all of them or none."""

@@ -141,7 +141,7 @@ class LedgerStore:
     def _redaction(self, handle: Task | TaskGraph) -> Redaction | None:
         """Return what is kept out of everything that is recorded or shown of a handle; None: nothing."""
         base = self._log.redaction if self._log is not None else None
-        return redaction_of(base, handle._given.env) if isinstance(handle, Task) else base
+        return redaction_of(base, handle._given.secrets) if isinstance(handle, Task) else base
 
     def _writable(self) -> EventLog:
         if self._log is None:

@@ -94,7 +94,7 @@ def _batch(
     expected: int | Owned | OwnedRun | None = entry.owned if entry.owned is not None else proposal.expected
     if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
         expected = None  # a request conflicts with nothing
-    redaction = redaction_of(base, entry.handle._given.env) if isinstance(entry.handle, Task) else base
+    redaction = redaction_of(base, entry.handle._given.secrets) if isinstance(entry.handle, Task) else base
     return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause, redaction)
 
 

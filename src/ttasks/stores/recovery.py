@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ttasks import clock
 from ttasks.errors import AlreadyRunningError
+from ttasks.events.agent_facts import AgentSessionOpened
 from ttasks.events.facts import (
     GraphRunInterrupted,
     ProcessReaped,
@@ -17,7 +18,7 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import RunStatus, TaskStatus, TerminationReason
 from ttasks.log import runner as host
-from ttasks.log.liveness import Liveness
+from ttasks.log.liveness import Liveness, is_alive
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
 from ttasks.log.survivors import Dead, Ended, Leader, end_survivors, mark
@@ -96,15 +97,37 @@ class Recovery:
         Raises:
             SurvivorError: something is left all the same. Nothing was recorded.
         """
-        of_attempt = {mark(self._ledger, one.attempt.position): one for one in found if one.attempt is not None}
-        ended: Mapping[str, Ended] = {}
-        if of_attempt:
-            ended = end_survivors({name: self._dead(one.attempt) for name, one in of_attempt.items() if one.attempt})
+        dead: dict[str, Dead] = {}
+        sessions: dict[str, str] = {}
+        for one in found:
+            if one.attempt is not None:
+                dead[mark(self._ledger, one.attempt.position)] = self._dead(one.attempt)
+                session = self._dead_session(one.task, one.attempt)
+                if session is not None:
+                    dead[session] = Dead("")
+                    sessions[one.task.id] = session
+        ended: Mapping[str, Ended] = end_survivors(dead) if dead else {}
         facts: dict[str, list[TaskFact]] = {}
         for one in found:
             name = mark(self._ledger, one.attempt.position) if one.attempt is not None else ""
-            facts[one.task.id] = [*_reaped(one.attempt, ended.get(name)), *self.facts(one)]
+            of_it = ended.get(name) or ended.get(sessions.get(one.task.id, ""))
+            facts[one.task.id] = [*_reaped(one.attempt, of_it), *self.facts(one)]
         return facts
+
+    def _dead_session(self, task: Task, attempt: AttemptState) -> str | None:
+        """Return what the processes of an agent's session carry that the attempt was a turn of; None: there is none.
+
+        The session is of the whole process that ran the attempt: while that lives, other tasks may go on with it.
+        """
+        if attempt.session is None:
+            return None
+        runner = self.liveness.runner(attempt.runner)
+        if runner is not None and is_alive(runner, self._readers.path):
+            return None
+        opened = EventFilter(f"task-{task.id}", types=(AgentSessionOpened.__name__,), after=attempt.position)
+        facts = (event.fact for event in self._readers.matching(opened))
+        of_it = (fact for fact in facts if isinstance(fact, AgentSessionOpened) and fact.attempt == attempt.attempt)
+        return next((fact.mark for fact in of_it), None)
 
     def _dead(self, attempt: AttemptState) -> Dead:
         """Return what is known of an attempt's processes: of a boot before this one only the mark can tell them."""

@@ -16,6 +16,8 @@ from ttasks.log.survivors import MARK, RUNNER, Dead, Leader, end_survivors
 if TYPE_CHECKING:
     from copilot import RuntimeConnection
 
+SESSION_MARK: Final = "copilot:"
+"""How the mark begins that the processes of a session carry, which is no attempt's own."""
 # In a session of its own, so that Ctrl-C in a terminal reaches us and not it: the turn is aborted then, and recorded.
 _LAUNCHER: Final = """
 import os, sys

@@ -15,15 +15,25 @@ from importlib.metadata import version
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from ttasks import clock
-from ttasks.errors import CopilotError, words
+from ttasks.errors import CopilotError, SurvivorError, words
 from ttasks.events.agent_facts import AgentPrompted, AgentSessionOpened
-from ttasks.handlers.copilot.cli import connection_to, end_all, find_cli, started_with
-from ttasks.handlers.copilot.failures import CRASHED, crashed, failure, not_runnable, not_signed_in
+from ttasks.handlers.copilot.cli import SESSION_MARK, connection_to, end_all, find_cli, started_with
+from ttasks.handlers.copilot.failures import (
+    CRASHED,
+    UNRESPONSIVE,
+    crashed,
+    died_before,
+    failure,
+    not_runnable,
+    not_signed_in,
+    unresponsive,
+)
 from ttasks.handlers.copilot.loop import in_thread
 from ttasks.handlers.copilot.options import Options, Settled
 from ttasks.handlers.copilot.permissions import Decision
-from ttasks.handlers.copilot.recorder import Recorder
-from ttasks.log.survivors import Leader
+from ttasks.handlers.copilot.recorder import Recorder, totals_of
+from ttasks.handlers.copilot.turn import Turn
+from ttasks.log.survivors import MARK, Leader
 
 if TYPE_CHECKING:
     from copilot import CopilotClient, CopilotSession
@@ -31,8 +41,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 START_WAIT_S: Final = 30.0
+OPEN_WAIT_S: Final = 60.0
+"""How long a session may take to open: the account is asked, and tool servers are started, over the network."""
 CALL_WAIT_S: Final = 15.0
-"""How long the CLI may take for what needs no model."""
+"""How long the CLI may take for what it does by itself."""
 ABORT_WAIT_S: Final = 5.0
 """How long an aborted turn may take to end, before the CLI is ended."""
 PING_EVERY_S: Final = 0.5
@@ -40,49 +52,15 @@ PING_WAIT_S: Final = 30.0
 """How long a CLI may say nothing at all before it counts as dead."""
 STOP_WAIT_S: Final = 10.0
 CLOSED: Final = "closed"
+CLOSED_TEXT: Final = "the Copilot session was closed before the agent was done"
+_TOO_LATE: Final = "This turn has ended: nothing more may be done."
+GO_ON: Final = (
+    "You were interrupted while you worked on this task, and what you did last may be half done. Look at how things "
+    "are now, don't blindly repeat what you did, and carry on until the task is done. This was the task:\n\n"
+)
+"""What an agent is told, before the task's payload, that goes on with a conversation after an interruption."""
 # The SDK reports on itself; where nobody has set up logging, Python would print that to stderr, tracebacks and all.
 logging.getLogger("copilot").addHandler(logging.NullHandler())
-
-
-class Turn:
-    """One prompt and what comes of it. Any thread may `stop` it; the loop is woken by that."""
-
-    def __init__(self, recorder: Recorder, loop: asyncio.AbstractEventLoop) -> None:
-        self.recorder = recorder
-        self._loop = loop
-        self._changed = asyncio.Event()
-        self.finished = asyncio.Event()
-        self.is_sent = False
-        self.stopped_why: str | None = None
-        self.error: BaseException | None = None
-
-    def stop(self, why: str) -> None:
-        """End the turn before its time; `why` is recorded."""
-        self.stopped_why = self.stopped_why or why
-        self._loop.call_soon_threadsafe(self._changed.set)
-
-    def fail(self, error: BaseException) -> None:
-        """End the turn by an error, on the loop's thread."""
-        self.error = self.error or error
-        self._changed.set()
-
-    def changed(self) -> None:
-        """Look again, on the loop's thread."""
-        self._changed.set()
-
-    @property
-    def is_over(self) -> bool:
-        return self.recorder.is_over or self.error is not None
-
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so, which is looked at again whenever anything happens."""
-        while not is_so():
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def over_or_stopped(self) -> None:
-        """Wait until it has ended, or somebody wants it to."""
-        await self.until(lambda: self.is_over or self.stopped_why is not None)
 
 
 class Conversation:
@@ -113,13 +91,13 @@ class Conversation:
         self._leader: Leader | None = None
         self.cli_version: str | None = None
         self.account: str | None = None
-        self._totals: dict[str, Any] = {}
+        self._totals: Mapping[str, Any] | None = {}
         self._pipes: list[IO[bytes] | None] = []
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    async def open(self, resumes: str | None = None) -> int | None:
-        """Start the CLI and open a session, that of an earlier conversation where its id is given; return its pid.
+    async def open(self, resumes: str | None = None) -> None:
+        """Start the CLI and open a session, that of an earlier conversation where its id is given.
 
         Raises:
             CopilotError: it could not be. No process is left.
@@ -134,7 +112,6 @@ class Conversation:
                 raise failure(error) from error
             raise
         self._watching = asyncio.ensure_future(self._watch())
-        return self._leader.pid if self._leader is not None else None
 
     async def start(self) -> None:
         """Start the CLI, and find out who is signed in; `close` has to follow.
@@ -170,14 +147,14 @@ class Conversation:
             raise found from error
         finally:
             self._leader = await in_thread(started_with, self._env)
-        status = await self._bounded(self._client.get_status())
+        status = await _bounded(self._client.get_status())
         self.cli_version = str(status.version)
         if settled.provider is not None:
             return
         if settled.token is not None:
             self.account = "token"
             return
-        auth = await self._bounded(self._client.get_auth_status())
+        auth = await _bounded(self._client.get_auth_status(), OPEN_WAIT_S)
         if not auth.isAuthenticated:
             raise not_signed_in()
         self.account = ":".join(str(part) for part in (auth.authType, auth.login) if part)
@@ -217,17 +194,23 @@ class Conversation:
         if resumes is not None:
             known = inspect.signature(self._client.resume_session).parameters
             wanted = {name: value for name, value in wanted.items() if name in known}
-            self._session = await self._bounded(self._client.resume_session(resumes, **wanted))
+            self._session = await _bounded(self._client.resume_session(resumes, **wanted), OPEN_WAIT_S)
             self.is_resumed = True
-            self._totals = await self._metrics() or {}
+            self._totals = await self._metrics()
         else:
-            self._session = await self._bounded(self._client.create_session(**wanted))
+            self._session = await _bounded(self._client.create_session(**wanted), OPEN_WAIT_S)
 
-    async def go_on_with(self, session: str) -> bool:
+    async def _goes_on(self, interrupted: str) -> bool:
+        """Return whether this is, or has become, the conversation that was interrupted after a prompt."""
+        if self.id != interrupted and (self.turns or not await self._go_on_with(interrupted)):
+            return False
+        return await self._was_prompted()
+
+    async def _go_on_with(self, session: str) -> bool:
         """Take up an earlier conversation in place of this one, in which nothing was said yet; return if it could.
 
         Raises:
-            CopilotError: it could not, for another reason than that it is gone. This one is closed.
+            CopilotError: it could not, for another reason than that it is gone.
         """
         fresh = self._session
         assert fresh is not None and self.turns == 0
@@ -238,19 +221,27 @@ class Conversation:
             if found.code == "session_not_found":
                 return False
             raise found from error
-        await self._bounded(fresh.disconnect())
+        try:
+            await _bounded(fresh.disconnect())
+        except Exception as error:
+            raise failure(error) from error
         return True
 
-    async def was_prompted(self) -> bool:
+    async def _was_prompted(self) -> bool:
         """Return whether the conversation that was taken up has got as far as its first prompt."""
         assert self._session is not None
-        events = await self._bounded(self._session.get_events())
+        events = await _bounded(self._session.get_events())
         return any(event.type.value == "user.message" for event in events)
 
     @property
     def id(self) -> str:
-        """The session's id, by which the conversation can be taken up again."""
-        assert self._session is not None
+        """The session's id, by which the conversation can be taken up again.
+
+        Raises:
+            RuntimeError: the session is not open yet.
+        """
+        if self._session is None:
+            raise RuntimeError("CopilotAgentSession is not active: it is being opened")
         return str(self._session.session_id)
 
     @property
@@ -260,8 +251,12 @@ class Conversation:
 
     # --- one turn ----------------------------------------------------------------------------------------------------
 
-    async def take(self, turn: Turn, prompt: str, opened: AgentSessionOpened) -> str:
+    async def take(self, turn: Turn, prompt: str, interrupted: str | None = None) -> str:
         """Send `prompt`, and return what the agent says at last.
+
+        Args:
+            interrupted: the conversation in which the task was interrupted; None: it was not. Where that is this one,
+                or can still be taken up in its place, the agent is told to carry on.
 
         Raises:
             CopilotError: it failed, or was ended by something else than `stop`.
@@ -272,25 +267,18 @@ class Conversation:
         recorder = turn.recorder
         self._unfinished = turn
         try:
-            await in_thread(self._record, recorder, opened, prompt)
-            self.turns += 1
-            self._turn = turn
-            if turn.stopped_why is None:
-                await self._send(turn, prompt)
-            await turn.over_or_stopped()
             if self.error is not None:
-                recorder.aborted("crashed")
-            elif not recorder.is_over:
-                await self._abort(turn, turn.stopped_why or "failed")
+                raise died_before(self.error)
+            if interrupted is not None and await turn.unless_stopped(self._goes_on(interrupted)):
+                recorder.tell("goes on with the conversation that was interrupted")
+                prompt = GO_ON + prompt
+            if turn.stopped_why is None:
+                await self._converse(turn, prompt)
         finally:
-            self._turn = None
-            try:
-                recorder.ended(None if self.error is not None else await self._added())
-            finally:
-                self._unfinished = None
-                turn.finished.set()
+            self._unfinished = None
+            turn.finished.set()
         if turn.stopped_why == CLOSED:
-            raise CopilotError("the Copilot session was closed before the agent was done", code="aborted")
+            raise CopilotError(CLOSED_TEXT, code="aborted")
         if turn.error is not None:
             raise turn.error
         if turn.stopped_why is None and recorder.refusal is not None:
@@ -299,6 +287,23 @@ class Conversation:
             raise CopilotError("Copilot ended the turn before it was done. Look at what it did, and run it again",
                                code="aborted")  # fmt: skip
         return recorder.answer
+
+    async def _converse(self, turn: Turn, prompt: str) -> None:
+        recorder = turn.recorder
+        try:
+            await in_thread(self._record, recorder, self._opened(recorder.attempt), prompt)
+            self.turns += 1
+            self._turn = turn
+            if turn.stopped_why is None:
+                await self._send(turn, prompt)
+            await turn.until(lambda: turn.is_ending)
+            if self.error is not None:
+                recorder.aborted("crashed")
+            elif not recorder.is_over:
+                await self._abort(turn, turn.stopped_why or "failed")
+        finally:
+            self._turn = None
+            recorder.ended(None if self.error is not None else await self._added())
 
     @staticmethod
     def _record(recorder: Recorder, opened: AgentSessionOpened, prompt: str) -> None:
@@ -310,11 +315,13 @@ class Conversation:
         if self.error is not None:
             turn.fail(self.error)
             return
+        turn.may_be_sent = True
         try:
-            await self._bounded(self._session.send(prompt))
-            turn.is_sent = True
+            await _bounded(self._session.send(prompt))
         except Exception as error:  # noqa: BLE001 - it is raised where the turn ends
-            turn.fail(self.error or failure(error))
+            found = self.error or failure(error)
+            turn.may_be_sent = found.code == UNRESPONSIVE
+            turn.fail(found)
 
     async def _abort(self, turn: Turn, why: str) -> None:
         """Let the agent end the turn and what it runs; where it does not, end the CLI."""
@@ -326,10 +333,10 @@ class Conversation:
         assert self._session is not None
         try:
             async with asyncio.timeout(ABORT_WAIT_S):
-                if turn.is_sent:  # one that has not begun yet would begin after the abort
+                if turn.may_be_sent:  # one that has not begun yet would begin after the abort
                     await turn.until(lambda: recorder.has_begun or self.error is not None)
                 await self._session.abort()
-                if turn.is_sent:
+                if turn.may_be_sent:
                     await turn.until(lambda: recorder.is_over or self.error is not None)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the turn may go on
             await self._break(crashed(f"it did not end an aborted turn ({words(error) or type(error).__name__})"))
@@ -340,12 +347,14 @@ class Conversation:
         if totals is None:
             return None
         before, self._totals = self._totals, totals
+        if before is None:  # what was before this turn is not known
+            return None
         return {name: value - (before.get(name) or 0) for name, value in totals.items() if value is not None}
 
     async def _metrics(self) -> dict[str, Any] | None:
         assert self._session is not None
         try:
-            return _totals(await self._bounded(self._session.rpc.usage.get_metrics()))
+            return totals_of(await _bounded(self._session.rpc.usage.get_metrics()))
         except Exception:  # noqa: BLE001 - an experimental call, which other CLIs may lack, or answer in another form
             return None
 
@@ -367,20 +376,22 @@ class Conversation:
 
         turn = self._turn
         if turn is None:
-            return PermissionDecisionReject(feedback="Nothing was asked of you: this turn has ended.")
-        recorder = turn.recorder
+            return PermissionDecisionReject(feedback=_TOO_LATE)
         try:
-            decision = await in_thread(self._decided, recorder, request)
+            decision = await in_thread(self._decided, turn, request)
         except Exception as error:  # noqa: BLE001 - what can't be recorded may not be done, and nobody swallows why
             turn.fail(error)
             return PermissionDecisionReject(feedback="This can't be recorded, so it may not be done.")
-        if decision.is_approved:
+        if decision.is_approved and turn is self._turn and not turn.is_ending:
             return PermissionDecisionApproveOnce()
-        return PermissionDecisionReject(feedback=decision.feedback)
+        return PermissionDecisionReject(feedback=decision.feedback or _TOO_LATE)
 
-    def _decided(self, recorder: Recorder, request: Any) -> Decision:
+    def _decided(self, turn: Turn, request: Any) -> Decision:
+        recorder = turn.recorder
         name = recorder.name_of(request)
         decision = self.settled.policy.decide(recorder.asks(request))
+        if turn.is_ending:  # a person may have been asked, who took too long
+            decision = Decision(False, "too late", _TOO_LATE)
         recorder.decided(name, decision)
         return decision
 
@@ -396,7 +407,7 @@ class Conversation:
                 async with asyncio.timeout(PING_WAIT_S):
                     await self._client.ping()
             except TimeoutError:
-                await self._break(crashed(f"it did not answer for {PING_WAIT_S:g} seconds"))
+                await self._break(unresponsive(PING_WAIT_S))
             except Exception as error:  # noqa: BLE001 - the connection is gone, in whatever words
                 await self._break(crashed(words(error)))
 
@@ -418,7 +429,8 @@ class Conversation:
         with contextlib.suppress(Exception):  # it may be gone already; what is left is ended below
             async with asyncio.timeout(STOP_WAIT_S):
                 await self._client.force_stop()
-        await in_thread(end_all, self._env, self._leader)
+        with contextlib.suppress(SurvivorError):  # whoever closes the session meets it again
+            await in_thread(end_all, self._env, self._leader)
 
     async def close(self, *, aborts: bool = False) -> None:
         """End the session and the CLI. `aborts`: what its agent still runs is ended too.
@@ -448,17 +460,22 @@ class Conversation:
             with contextlib.suppress(Exception):  # it may be gone already; what is left is ended below
                 async with asyncio.timeout(STOP_WAIT_S):
                     await client.force_stop()
-            await in_thread(end_all, self._env, self._leader)
+            try:
+                await in_thread(end_all, self._env, self._leader)
+            except SurvivorError as left:
+                problem = problem or left
         for pipe in self._pipes:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # what it was not told any more
                     pipe.close()
-        if problem is not None:
-            raise failure(problem)
         if self.error is not None:
+            if problem is not None:
+                self.error.add_note(str(problem))
             raise self.error
+        if problem is not None:
+            raise problem if isinstance(problem, SurvivorError) else failure(problem)
 
-    def opened(self, attempt: int) -> AgentSessionOpened:
+    def _opened(self, attempt: int) -> AgentSessionOpened:
         """Return what is recorded of the session at the start of an attempt's turn."""
         settled, options = self.settled, self._options
         return AgentSessionOpened(
@@ -476,35 +493,14 @@ class Conversation:
             settled.policy.names,
             tuple(options.available_tools) if options.available_tools is not None else None,
             tuple(options.excluded_tools) if options.excluded_tools is not None else None,
+            self._env[MARK] if self._env[MARK].startswith(SESSION_MARK) else None,
         )
 
-    async def _bounded(self, call: Coroutine[Any, Any, T]) -> T:
-        try:
-            async with asyncio.timeout(CALL_WAIT_S):
-                return await call
-        except TimeoutError:
-            raise crashed(f"it did not answer within {CALL_WAIT_S:g} seconds") from None
 
-
-def _totals(metrics: Any) -> dict[str, Any]:
-    """Return the totals of a session as the fields of an AgentTurnEnded."""
-    models = list((metrics.model_metrics or {}).values())
-    has_credits = any(_said(model, "ai_credits_status") != "unavailable" for model in models)
-    changes = metrics.code_changes
-    return {
-        "model_calls": sum(int(model.requests.count or 0) for model in models),
-        "input_tokens": sum(int(model.usage.input_tokens or 0) for model in models),
-        "output_tokens": sum(int(model.usage.output_tokens or 0) for model in models),
-        "cache_read_tokens": sum(int(model.usage.cache_read_tokens or 0) for model in models),
-        "cache_write_tokens": sum(int(model.usage.cache_write_tokens or 0) for model in models),
-        "premium_requests": metrics.total_premium_request_cost,
-        "nano_aiu": metrics.total_nano_aiu if has_credits else None,
-        "requests": metrics.total_user_requests,
-        "lines_added": getattr(changes, "lines_added", None),
-        "lines_removed": getattr(changes, "lines_removed", None),
-    }
-
-
-def _said(thing: Any, name: str) -> str:
-    value = getattr(thing, name, None)
-    return str(getattr(value, "value", value))
+async def _bounded(call: Coroutine[Any, Any, T], wait_s: float | None = None) -> T:
+    wait_s = CALL_WAIT_S if wait_s is None else wait_s
+    try:
+        async with asyncio.timeout(wait_s):
+            return await call
+    except TimeoutError:
+        raise unresponsive(wait_s) from None

@@ -12,20 +12,17 @@ from typing import Any, Final, Generic, TypeVar
 from ttasks import clock
 from ttasks.errors import CopilotError, TaskCancelled, TaskTimeoutError
 from ttasks.handlers.context import AttemptPort
-from ttasks.handlers.copilot.conversation import Conversation, Turn
+from ttasks.handlers.copilot.cli import SESSION_MARK
+from ttasks.handlers.copilot.conversation import CLOSED_TEXT, Conversation
 from ttasks.handlers.copilot.loop import LoopThread
 from ttasks.handlers.copilot.options import Options, Settled
 from ttasks.handlers.copilot.recorder import Recorder
+from ttasks.handlers.copilot.turn import Turn
 from ttasks.log.survivors import MARK, RUNNER
 
 T = TypeVar("T")
 TURN_WAIT_S: Final = 0.1
 """How long a turn that waits for another looks away from whether it is cancelled."""
-GO_ON: Final = (
-    "You were interrupted while you worked on this task, and what you did last may be half done. Look at how things "
-    "are now, don't blindly repeat what you did, and carry on until the task is done. This was the task:\n\n"
-)
-"""What an agent is told, before the task's payload, that goes on with a conversation after an interruption."""
 
 
 class _Work(Generic[T]):
@@ -38,10 +35,22 @@ class _Work(Generic[T]):
         self._error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = thread
-        thread.soon(lambda: self._start(work))
+        try:
+            thread.soon(lambda: self._start(work))
+        except BaseException:
+            work.close()
+            raise
 
     def _start(self, work: Coroutine[Any, Any, T]) -> None:
         self._task = asyncio.ensure_future(self._run(work))
+        self._task.add_done_callback(lambda _: self._look_whether_begun(work))
+
+    def _look_whether_begun(self, work: Coroutine[Any, Any, T]) -> None:
+        if not self._is_done:  # it was cancelled before its first step
+            work.close()
+            self._error = asyncio.CancelledError()
+            self._is_done = True
+            self.changed.set()
 
     async def _run(self, work: Coroutine[Any, Any, T]) -> None:
         try:
@@ -116,7 +125,10 @@ class Waiting:
             raise TaskTimeoutError(f"Task timed out after {self._timeout_s:g} seconds", code="timeout")
         if self.why is not None:
             raise TaskCancelled
-        return work.result()
+        try:
+            return work.result()
+        except asyncio.CancelledError:
+            raise CopilotError(CLOSED_TEXT, code="aborted") from None
 
     def take_turn(self, lock: threading.Lock) -> None:
         """Wait for `lock`; the time that took does not count.
@@ -146,16 +158,14 @@ class Driver:
 
     @property
     def id(self) -> str:
-        """The session's id."""
-        assert self._conversation is not None
-        return self._conversation.id
+        """The session's id.
 
-    @staticmethod
-    async def _goes_on(conversation: Conversation, interrupted: str) -> bool:
-        """Return whether this is, or has become, the conversation that was interrupted after a prompt."""
-        if conversation.id != interrupted and (conversation.turns or not await conversation.go_on_with(interrupted)):
-            return False
-        return await conversation.was_prompted()
+        Raises:
+            RuntimeError: the session is not open yet.
+        """
+        if self._conversation is None:
+            raise RuntimeError("CopilotAgentSession is not active: it is being opened")
+        return self._conversation.id
 
     def open(self, port: AttemptPort, waiting: Waiting, resumes: str | None = None) -> None:
         """Start the CLI and open a session, the one that `resumes` names if the CLI still has it.
@@ -164,7 +174,8 @@ class Driver:
             CopilotError: it could not be opened. No process and no thread is left.
             TaskCancelled, TaskTimeoutError: it took too long. Nothing is left.
         """
-        mark = port.environment() or {MARK: f"copilot:{uuid.uuid4()}", RUNNER: ""}
+        mark = port.environment() or {MARK: f"{SESSION_MARK}{uuid.uuid4()}", RUNNER: ""}
+        port.withhold(self._settled.secrets)
         self._thread = LoopThread()
         conversation = self._conversation = Conversation(self._options, self._settled, mark, self._tell)
         try:
@@ -194,8 +205,7 @@ class Driver:
         """Send `prompt`, wait until the agent is done, and return what it said last.
 
         Args:
-            interrupted: the conversation in which this task was interrupted; None: it was not. Where that is this one,
-                or can still be taken up in its place, the agent is told to carry on.
+            interrupted: as `Conversation.take`.
 
         Raises:
             CopilotError: the agent failed, or its CLI did.
@@ -208,15 +218,11 @@ class Driver:
             thread, conversation = self._thread, self._conversation
             if thread is None or conversation is None:
                 raise RuntimeError("CopilotAgentSession is not active: it was closed")
-            if interrupted is not None:
-                work_before = _Work(thread, self._goes_on(conversation, interrupted))
-                if waiting.wait_for(work_before, work_before.cancel):
-                    port.tell("goes on with the conversation that was interrupted")
-                    prompt = GO_ON + prompt
             settled = self._settled
+            port.withhold(settled.secrets)
             recorder = Recorder(port, task_id, settled.working_directory, settled.address)
             turn = Turn(recorder, thread.loop)
-            work = _Work(thread, conversation.take(turn, prompt, conversation.opened(port.number)))
+            work = _Work(thread, conversation.take(turn, prompt, interrupted))
             return waiting.wait_for(work, turn.stop)
         finally:
             self._turns.release()

@@ -9,6 +9,7 @@ from typing import Final
 from ttasks.errors import CopilotError, words
 
 CRASHED: Final = "cli_crashed"
+UNRESPONSIVE: Final = "cli_unresponsive"
 INSTALL: Final = (
     "Install it with 'npm install -g @github/copilot' or 'python -m copilot download-runtime', or name it in "
     "COPILOT_CLI_PATH or cli_path="
@@ -61,6 +62,21 @@ def crashed(text: str) -> CopilotError:
     """Return that the CLI ended, or answers no more, while it was needed."""
     sentence = next(sentence for _, code, sentence in _BY_TEXT if code == CRASHED)
     return CopilotError(sentence.format(text=_one_line(text)), code=CRASHED)
+
+
+def died_before(error: CopilotError) -> CopilotError:
+    """Return that a session can't be used any more, because of what broke it."""
+    text = f"this Copilot session has ended, and can't be gone on with: open a new one. What ended it: {error}"
+    return CopilotError(text, code="session_ended")
+
+
+def unresponsive(waited_s: float) -> CopilotError:
+    """Return that the CLI lives, as far as anybody can tell, and does not answer."""
+    return CopilotError(
+        f"the Copilot CLI did not answer within {waited_s:g} seconds. Look whether the network, a proxy or a tool "
+        "server keeps it waiting, and at the CLI's log in COPILOT_HOME/logs; the task can be run again",
+        code=UNRESPONSIVE,
+    )
 
 
 def missing(looked_at: str) -> CopilotError:

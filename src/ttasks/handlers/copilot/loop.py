@@ -33,6 +33,8 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = _Loop()
+        self._is_closing = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ttasks-copilot", daemon=True)
         self._thread.start()
 
@@ -62,8 +64,15 @@ class LoopThread:
         return future.result()
 
     def soon(self, work: Callable[[], object]) -> None:
-        """Call `work` on the loop."""
-        self.loop.call_soon_threadsafe(work)
+        """Call `work` on the loop.
+
+        Raises:
+            RuntimeError: the loop is closed, or about to be.
+        """
+        with self._closing:  # what came between its last look and its end would never be called, nor refused
+            if self._is_closing:
+                raise RuntimeError("CopilotAgentSession is not active: it was closed")
+            self.loop.call_soon_threadsafe(work)
 
     @property
     def is_current(self) -> bool:
@@ -72,7 +81,9 @@ class LoopThread:
 
     def close(self) -> None:
         """End the loop and its thread."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        with self._closing:
+            self._is_closing = True
+            self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         for thread in self.loop.calls:
             thread.join(CALL_END_WAIT_S)

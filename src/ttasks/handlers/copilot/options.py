@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ttasks.handlers.copilot.permissions import Permissions, Policy, parse_permissions
 from ttasks.model.checks import check_env, check_timeout
@@ -24,12 +24,13 @@ PERMISSIONS: Final = "TTASKS_COPILOT_PERMISSIONS"
 """The environment variable that says what agents may do, where the code does not."""
 TOKENS: Final = ("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN")
 """The variables that may hold who is signed in, the first one first (GitHub Copilot CLI's own order)."""
-# What the agent's shell gets of our environment: what programs need to run at all, and no secrets.
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+# What the agent's shell gets of our environment: what programs need to run at all, and no secrets but a proxy's.
 _PASSED_ON: Final = frozenset({
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TZ", "TMPDIR", "LANG", "LANGUAGE", "COPILOT_HOME",
     "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "NO_PROXY", "no_proxy", *_PROXIES,
+    "TTASKS_LEDGER", "TTASKS_REDACT", PERMISSIONS,
 })  # fmt: skip
 _KEPT_BACK: Final = (*TOKENS, "COPILOT_PROVIDER_API_KEY", "COPILOT_PROVIDER_BEARER_TOKEN")
 _OURS: Final = frozenset({
@@ -103,12 +104,16 @@ class Options:
             working_directory=os.path.abspath(self.working_directory or cwd or os.getcwd()),  # noqa: PTH100, PTH109
             policy=Policy(permissions),
             env=_child_env({**given, **(self.env or {})}),
+            secrets=_secrets(asked, {**given, **(self.env or {})}, token, provider),
         )
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What counts, options and environment taken together. `env` is all that the agent's processes get."""
+    """What counts, options and environment taken together.
+
+    `env` is all that the agent's processes get. `secrets` are variables to withhold, some under names made up here.
+    """
 
     model: str
     provider: Mapping[str, Any] | None
@@ -117,6 +122,7 @@ class Settled:
     working_directory: str
     policy: Policy
     env: Mapping[str, str] = field(repr=False)
+    secrets: Mapping[str, str] = field(repr=False)
 
     @property
     def address(self) -> str | None:
@@ -153,10 +159,26 @@ def _provider(asked: Mapping[str, str]) -> Mapping[str, Any] | None:
     return {name: value for name, value in wanted.items() if value}
 
 
-def _child_env(given: Mapping[str, str]) -> dict[str, str]:
-    passed_on = {
-        name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(("LC_", "TTASKS_"))
+def _secrets(
+    asked: Mapping[str, str], given: Mapping[str, str], token: str | None, provider: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return what an agent, or its CLI, might print, and must not be recorded: variables, as those of a task."""
+    secrets = dict(given)
+    known = {
+        "TOKEN": token,
+        "KEY": (provider or {}).get("api_key"),
+        "BEARER_TOKEN": (provider or {}).get("bearer_token"),
     }
+    known |= {f"{name} KEY": value for name, value in ((provider or {}).get("headers") or {}).items()}
+    addresses = {name: asked.get(name, "") for name in _PROXIES} | {"BASE_URL": (provider or {}).get("base_url", "")}
+    for name, address in addresses.items():
+        _, _, password = str(address).partition("://")[2].rpartition("@")[0].partition(":")
+        known |= {f"{name} PASSWORD": password, f"{name} PASSWORD unquoted": unquote(password)}
+    return secrets | {f"copilot {name}": value for name, value in known.items() if isinstance(value, str) and value}
+
+
+def _child_env(given: Mapping[str, str]) -> dict[str, str]:
+    passed_on = {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith("LC_")}
     return {name: value for name, value in {**passed_on, **given}.items() if name not in _KEPT_BACK}
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +18,11 @@ from ttasks.public import public
 
 POLICIES: Final = {"approve_all": ("*",), "deny_all": (), "read_only": ("read",)}
 """What each named policy comes to as rules."""
+KINDS: Final = frozenset({
+    "*", "shell", "write", "read", "url", "mcp", "custom-tool", "memory", "hook", "workflow", "extension-env-access",
+    "extension-management", "extension-permission-access",
+})  # fmt: skip
+"""What rules may speak of: the kinds of requests that the SDK knows, and all of them."""
 NO_RULE: Final = "no rule"
 """What a denial is by that no rule asked for."""
 
@@ -28,6 +34,7 @@ class PermissionRequest:
     `kind` is ``shell``, ``write``, ``read``, ``url``, ``mcp`` or another word of the agent's; `subject` is what it is
     about: the command, the path (absolute), the address, the tool. `paths` are all paths of a write or read,
     `arguments` what a tool of its own would get. `intention` is what the agent says it is for; don't rely on it.
+    `leaves_sandbox`: it is to be done outside of the sandbox that the session was given.
     """
 
     task_id: str
@@ -37,6 +44,7 @@ class PermissionRequest:
     intention: str | None = None
     paths: tuple[str, ...] = ()
     arguments: Any = None
+    leaves_sandbox: bool = False
 
 
 Answer = bool | str
@@ -58,7 +66,8 @@ class Decision:
         return "approved" if self.is_approved else "denied"
 
 
-_RULE: Final = re.compile(r"(?P<deny>deny\s+)?(?P<kind>\*|(?!deny\b)[a-z][a-z-]*)(?:\((?P<pattern>.+)\))?", re.DOTALL)
+_KINDS: Final = ", ".join(sorted(KINDS))
+_RULE: Final = re.compile(r"(?P<deny>deny\s+)?(?P<kind>\*|(?!deny\b)[a-z][a-z_-]*)(?:\((?P<pattern>.+)\))?", re.DOTALL)
 # What joins commands is cut at; what else a shell may make a command of is matched only as a whole, without wildcards.
 _JOINS: Final = re.compile(r"&&|\|\||[;|&]")
 _NOT_PLAIN: Final = re.compile(r"[`()<>\n\r\\]")
@@ -97,12 +106,21 @@ class Rule:
                 f"permissions: {text!r} is no rule; write a kind, or kind(pattern), after 'deny' to refuse it: "
                 "'read', 'write(src/*)', 'shell(git status*)', 'url(https://docs.python.org/*)', 'deny shell(rm *)'"
             )
+        if match["kind"] not in KINDS:
+            like = get_close_matches(match["kind"].replace("_", "-"), KINDS, 1)
+            hint = f"did you mean {like[0]!r}?" if like else f"expected one of {_KINDS}"
+            if text.strip() in POLICIES:
+                hint = "a policy stands alone, without rules"
+            where = f" in {text!r}" if text.strip() != match["kind"] else ""
+            raise ValueError(f"permissions: {match['kind']!r}{where} is no kind of request; {hint}")
         pattern = match["pattern"]
         return cls(text.strip(), match["kind"], pattern, match["deny"] is not None, _resolved(pattern or ""))
 
     def matches(self, request: PermissionRequest) -> bool:
         """True when the rule speaks of this request: to approve it, of all of it; to deny it, of some of it."""
         if self.kind not in ("*", request.kind):
+            return False
+        if request.leaves_sandbox and not self.denies and self.text != "*":
             return False
         if self.pattern is None and (self.kind == "*" or request.kind not in ("write", "read")):
             return True
@@ -163,6 +181,8 @@ class Rule:
         scheme, host, port, path = found
         default = _PORTS.get(scheme, "") if wanted["scheme"] and not self.denies else "*"
         is_any_path = self.denies or not wanted["scheme"] or wanted["host"].endswith("*")
+        if not wanted["scheme"] and not self.denies and scheme not in _PORTS:
+            return False
         return (
             fnmatchcase(scheme, (wanted["scheme"] or "*").lower())
             and fnmatchcase(host, wanted["host"].lower())
@@ -193,7 +213,9 @@ def _commands_in(command: str) -> Iterator[str]:
     for text in (command, joined, *(re.sub(r"[\"'\\]", "", form) for form in (command, joined))):
         yield text.strip()
         for part in map(str.split, _BEGINNINGS.split(text)):
-            words = _BEFORE.sub("", f"{' '.join(part)} ", count=1).split()
+            line = f"{' '.join(part)} "
+            before = _BEFORE.match(line)
+            words = line[before.end() :].split() if before is not None else part
             yield " ".join(part)
             yield " ".join(words)
             yield " ".join([*(word.rpartition("/")[2] for word in words[:1]), *words[1:]])
@@ -267,7 +289,7 @@ class Policy:
             return self._by(denial or whole)
         approving = [rule for rule in rules if not rule.denies]
         found = [next((rule for rule in approving if rule.is_part(part)), None) for part in _parts(request.subject)]
-        if not found or None in found:
+        if not found or None in found or request.leaves_sandbox:
             return self._by(None)
         return Decision(True, ", ".join(dict.fromkeys(rule.text for rule in found if rule is not None)))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ttasks import clock
-from ttasks.errors import CopilotError
+from ttasks.errors import CopilotError, LedgerError
 from ttasks.events.agent_facts import (
     AgentAborted,
     AgentAnswered,
@@ -29,6 +31,8 @@ from ttasks.handlers.copilot.permissions import Decision, PermissionRequest
 if TYPE_CHECKING:
     from copilot.session_events import SessionEvent
 
+PRINT_EVERY_S: Final = 0.05
+"""How long what streams in is kept for what follows: else each of its words would be recorded, with its time."""
 NOTE_CHARACTERS: Final = 120
 """How much of a tool's arguments is told as progress."""
 _SUBJECTS: Final = ("full_command_text", "file_name", "path", "url", "tool_name", "name", "fact", "extension_name")
@@ -48,7 +52,10 @@ class Recorder:
         self._task_id = task_id
         self._working_directory = working_directory
         self._provider = provider
-        self._streamed: dict[str, str] = {}
+        self._streamed: dict[str, list[str]] = {}
+        self._unprinted: list[str] = []
+        self._is_print_due = False
+        self._print_lock = threading.RLock()
         self._is_line_open = False
         self._calls: dict[str, str] = {}
         self._asked: dict[int, Any] = {}
@@ -80,7 +87,8 @@ class Recorder:
             taker(event, event.data)
 
     def report(self, fact: AgentFact) -> None:
-        """Record a fact, soon."""
+        """Record a fact, soon, after what was printed before it."""
+        self._print_now()
         self._port.report(fact)
 
     def check(self) -> None:
@@ -95,6 +103,15 @@ class Recorder:
         """
         self._port.report(prompt, at_once=True)
 
+    def tell(self, message: str) -> None:
+        """Tell subscribers how far it is."""
+        self._port.tell(message)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt."""
+        return self._port.number
+
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def _prompt(self, event: SessionEvent, _: Any) -> None:
@@ -105,14 +122,14 @@ class Recorder:
             return
         if data.message_id not in self._streamed:
             self._end_line()
-        self._streamed[data.message_id] = self._streamed.get(data.message_id, "") + data.delta_content
+        self._streamed.setdefault(data.message_id, []).append(data.delta_content)
         self._print(data.delta_content)
 
     def _message(self, event: SessionEvent, data: Any) -> None:
         text = data.content or ""
-        streamed = self._streamed.pop(data.message_id, "")
+        streamed = self._streamed.pop(data.message_id, [])
         if text:
-            self.report(AgentAnswered(self._number, _at(event), text, False, data.model, event.agent_id or None))
+            self.report(AgentAnswered(self.attempt, _at(event), text, False, data.model, event.agent_id or None))
         if event.agent_id:
             return
         if text and not streamed:
@@ -121,8 +138,23 @@ class Recorder:
         self.answer = text or self.answer
 
     def _print(self, text: str) -> None:
-        self._port.printed("stdout", text)
         self._is_line_open = not text.endswith("\n")
+        with self._print_lock:
+            self._unprinted.append(text)
+            is_due, self._is_print_due = self._is_print_due, True
+        if not is_due:
+            asyncio.get_running_loop().call_later(PRINT_EVERY_S, self._print_due)
+
+    def _print_due(self) -> None:
+        self._is_print_due = False
+        self._print_now()
+
+    def _print_now(self) -> None:
+        with self._print_lock:
+            text = "".join(self._unprinted)
+            self._unprinted.clear()
+            if text:
+                self._port.printed("stdout", text)
 
     def _end_line(self) -> None:
         if self._is_line_open:
@@ -134,7 +166,7 @@ class Recorder:
         self._calls[data.tool_call_id] = data.tool_name
         self.report(
             ToolCallStarted(
-                self._number,
+                self.attempt,
                 _at(event),
                 data.tool_call_id,
                 data.tool_name,
@@ -158,7 +190,7 @@ class Recorder:
         edits = tuple(FileEdit(str(edit.path), _word(edit.kind)) for edit in data.file_edits or ())
         self.report(
             ToolCallEnded(
-                self._number,
+                self.attempt,
                 _at(event),
                 data.tool_call_id,
                 outcome,
@@ -179,7 +211,7 @@ class Recorder:
     def _request(self, name: str, request: Any, at: datetime, agent: str | None) -> None:
         self.report(
             PermissionRequested(
-                self._number,
+                self.attempt,
                 at,
                 name,
                 _word(request.kind),
@@ -214,6 +246,7 @@ class Recorder:
             intention=getattr(request, "intention", None),
             paths=tuple(dict.fromkeys(path for path in paths if path)),
             arguments=_json(getattr(request, "args", None)),
+            leaves_sandbox=bool(getattr(request, "request_sandbox_bypass", None)),
         )
 
     def decided(self, name: str, decision: Decision) -> None:
@@ -223,7 +256,7 @@ class Recorder:
             LedgerUnwritableError: it could not be recorded.
         """
         self._decided[name] = decision
-        fact = PermissionDecided(self._number, clock.now(), name, decision.word, decision.by, decision.feedback)
+        fact = PermissionDecided(self.attempt, clock.now(), name, decision.word, decision.by, decision.feedback)
         self._port.report(fact, at_once=True)
 
     def _permission_completed(self, event: SessionEvent, data: Any) -> None:
@@ -233,7 +266,7 @@ class Recorder:
         ours = self._decided.get(data.request_id)
         if ours is None or (ours.is_approved and not is_approved):
             word: Literal["approved", "denied"] = "approved" if is_approved else "denied"
-            self.report(PermissionDecided(self._number, _at(event), data.request_id, word, f"copilot: {kind}"))
+            self.report(PermissionDecided(self.attempt, _at(event), data.request_id, word, f"copilot: {kind}"))
 
     # --- models, errors, the end -------------------------------------------------------------------------------------
 
@@ -241,7 +274,7 @@ class Recorder:
         usage = data.copilot_usage
         self.report(
             ModelCalled(
-                self._number,
+                self.attempt,
                 _at(event),
                 data.model,
                 data.input_tokens,
@@ -262,13 +295,13 @@ class Recorder:
     def _call_failed(self, event: SessionEvent, data: Any) -> None:
         kind = _word(data.error_type or data.failure_kind or "model call")
         message = data.error_message or "a call of the model failed"
-        fact = AgentErred(self._number, _at(event), kind, message, True, data.status_code, event.agent_id or None)
+        fact = AgentErred(self.attempt, _at(event), kind, message, True, data.status_code, event.agent_id or None)
         self.report(fact)
 
     def _error(self, event: SessionEvent, data: Any) -> None:
         kind, message = _word(data.error_type), data.message
         self.report(
-            AgentErred(self._number, _at(event), kind, message, False, data.status_code, event.agent_id or None)
+            AgentErred(self.attempt, _at(event), kind, message, False, data.status_code, event.agent_id or None)
         )
         if not event.agent_id:
             self.refusal = refused(kind, message, data.status_code, self._provider)
@@ -282,22 +315,49 @@ class Recorder:
 
     def aborted(self, why: str) -> None:
         """Record that the turn is ended before its time."""
-        self.report(AgentAborted(self._number, clock.now(), why))
+        self.report(AgentAborted(self.attempt, clock.now(), why))
 
     def ended(self, usage: Mapping[str, Any] | None) -> None:
-        """Record what is left to say: what was begun and will not end any more, and what the turn came to."""
-        now = clock.now()
-        for text in self._streamed.values():
-            self.report(AgentAnswered(self._number, now, text, True))
-        for call in self._calls:
-            self.report(ToolCallEnded(self._number, now, call, "aborted"))
-        if usage is not None:
-            self.report(AgentTurnEnded(self._number, now, **usage))
-        self._port.finished_printing()
+        """Record what is left to say: what was begun and will not end any more, and what the turn came to.
 
-    @property
-    def _number(self) -> int:
-        return self._port.number
+        Raises:
+            LedgerError: not all of it could be recorded.
+        """
+        now, refusal = clock.now(), None
+        facts: list[AgentFact] = [
+            *(AgentAnswered(self.attempt, now, "".join(parts), True) for parts in self._streamed.values()),
+            *(ToolCallEnded(self.attempt, now, call, "aborted") for call in self._calls),
+        ]
+        if usage is not None:
+            facts.append(AgentTurnEnded(self.attempt, now, **usage))
+        self._print_now()
+        for fact in facts:
+            try:
+                self._port.report(fact)
+            except LedgerError as error:  # what could not be recorded now may be, with the attempt's end
+                refusal = refusal or error
+        self._port.finished_printing()
+        if refusal is not None:
+            raise refusal
+
+
+def totals_of(metrics: Any) -> dict[str, Any]:
+    """Return the totals of a session as the fields of an AgentTurnEnded."""
+    models = list((metrics.model_metrics or {}).values())
+    has_credits = any(_word(getattr(model, "ai_credits_status", None)) != "unavailable" for model in models)
+    changes = metrics.code_changes
+    return {
+        "model_calls": sum(int(model.requests.count or 0) for model in models),
+        "input_tokens": sum(int(model.usage.input_tokens or 0) for model in models),
+        "output_tokens": sum(int(model.usage.output_tokens or 0) for model in models),
+        "cache_read_tokens": sum(int(model.usage.cache_read_tokens or 0) for model in models),
+        "cache_write_tokens": sum(int(model.usage.cache_write_tokens or 0) for model in models),
+        "premium_requests": metrics.total_premium_request_cost,
+        "nano_aiu": metrics.total_nano_aiu if has_credits else None,
+        "requests": metrics.total_user_requests,
+        "lines_added": getattr(changes, "lines_added", None),
+        "lines_removed": getattr(changes, "lines_removed", None),
+    }
 
 
 def _at(event: SessionEvent) -> datetime:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from ttasks import clock
-from ttasks.errors import CopilotError, TtasksError
+from ttasks.errors import TtasksError
 from ttasks.events.agent_facts import AgentErred
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 from ttasks.handlers.copilot.default import named
@@ -54,6 +54,9 @@ def make_copilot_prompt_handler(
     Raises:
         TypeError, ValueError: a wrong argument: ``model must not be empty``, ``timeout must be greater than 0``.
     """
+    misplaced = sorted({"available_tools", "excluded_tools", "permissions"} & session_options.keys())
+    if misplaced:
+        raise TypeError(f"{', '.join(misplaced)}: a prompt is answered without tools; agents may have some")
     options = Options(
         model, timeout, provider, _text(cli_path), reasoning_effort, _text(working_directory), (), None, "deny_all",
         env, session_options,
@@ -130,8 +133,9 @@ def _run_alone(context: TaskContext, options: Options, *, resumes: bool) -> str:
         raise
     try:
         driver.close()
-    except CopilotError as error:  # the answer is there, so the task has succeeded: this is recorded with it
-        port.report(AgentErred(port.number, clock.now(), error.code or "", str(error), is_retried=False))
+    except TtasksError as error:  # the answer is there, so the task has succeeded: this is recorded with it
+        code = getattr(error, "code", None) or "processes_left"
+        port.report(AgentErred(port.number, clock.now(), code, str(error), is_retried=False))
     return answer
 
 
@@ -222,7 +226,7 @@ class CopilotAgentSession:
     def _leave(self, error: BaseException | None) -> None:
         try:
             self._close()
-        except CopilotError as problem:
+        except TtasksError as problem:
             if error is None:
                 raise
             error.add_note(f"closing the Copilot session failed as well: {problem}")
