@@ -226,6 +226,22 @@ def test_a_finally_task_waits_until_no_dependency_can_change() -> None:
     assert planner.settle("b", succeeded=True) == ready("clean")
 
 
+def test_a_finally_task_waits_for_what_still_runs_before_a_blocked_dependency() -> None:
+    planner = plan(member("a"), member("b"), member("c", "a", "b"), member("d", "c"), member("clean", "d", is_finally=True))
+    planner.begin()
+    assert planner.settle("a", succeeded=False) == blocked(("c", "a"), ("d", "c"))
+    assert planner.next_after("b") is None
+    assert planner.settle("b", succeeded=True) == ready("clean")
+
+
+def test_a_finally_task_waits_for_what_still_runs_before_a_withdrawn_dependency() -> None:
+    planner = plan(member("upload"), member("announce", "upload"), member("clean", "announce", is_finally=True))
+    planner.begin()
+    planner.start("upload")
+    assert planner.withdraw() == NOTHING
+    assert planner.settle("upload", succeeded=False) == ready("clean")
+
+
 def test_a_finally_task_without_dependencies_is_ready_at_once() -> None:
     assert plan(member("a"), member("clean", is_finally=True)).begin() == ready("a", "clean")
 
@@ -434,6 +450,18 @@ def graphs(draw: st.DrawFn) -> tuple[list[Member], dict[str, TaskStatus]]:
     return draw(st.permutations(members)), {name: draw(before) for name in names}
 
 
+def ancestors(places: dict[str, Member], task: str) -> set[str]:
+    """Return all that a task depends on, directly or not."""
+    found: set[str] = set()
+    left = list(places[task].after)
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += places[one].after
+    return found
+
+
 @settings(max_examples=300)
 @given(graphs(), st.data())
 def test_any_order_of_ends_gives_a_legal_run(
@@ -466,6 +494,8 @@ def test_any_order_of_ends_gives_a_legal_run(
         task = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
         for dependency in places[task].after:
             assert dependency in good or (places[task].is_finally and dependency not in waiting)
+        if places[task].is_finally:
+            assert not ancestors(places, task) & set(waiting), "what is cleaned up after is over"
         succeeded = data.draw(st.booleans())
         (good if succeeded else bad).add(task)
         take(planner.settle(task, succeeded=succeeded))

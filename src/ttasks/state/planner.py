@@ -62,6 +62,7 @@ class Planner:
         self._before = statuses
         self._place = {task: place for place, task in enumerate(members)}
         self._waits_for = {task: len(member.after) for task, member in members.items()}
+        self._stirs_before = dict(self._waits_for)  # how many dependencies something may still happen in, or before
         self._children: dict[str, list[str]] = {}
         for task, member in members.items():
             for dependency in member.after:
@@ -87,7 +88,7 @@ class Planner:
         if is_withdrawn:
             self._give_up()
         consequences = self._spread(list(self._settled))
-        roots = [task for task, count in self._waits_for.items() if count == 0 and not self._is_known(task)]
+        roots = [task for task, member in self._members.items() if not member.after and not self._is_known(task)]
         self._announced.update(roots)
         consequences.ready = sorted({*consequences.ready, *roots}, key=self._place.__getitem__)
         return consequences
@@ -118,7 +119,8 @@ class Planner:
     def next_after(self, task: str) -> str | None:
         """Return a task that may start as soon as `task` has succeeded, when nothing else has to happen before."""
         for child in self._children.get(task, ()):
-            if self._waits_for[child] == 1 and not self._is_known(child):
+            waits = self._stirs_before if self._members[child].is_finally else self._waits_for
+            if waits[child] == 1 and not self._is_known(child):
                 return child
         return None
 
@@ -146,15 +148,18 @@ class Planner:
         consequences = Consequences()
         blocked: list[Member] = []
         queue = deque(settled)
+        quiet: deque[str] = deque()
         while queue:
             task = queue.popleft()
+            if self._stirs_before[task] == 0:
+                quiet.append(task)
             outcome = self._settled[task]
             for child in self._children.get(task, ()):
                 self._waits_for[child] -= 1
-                if self._is_known(child):
-                    continue
                 member = self._members[child]
-                if member.is_finally or outcome is _Settled.GOOD:
+                if member.is_finally or self._is_known(child):
+                    continue
+                if outcome is _Settled.GOOD:
                     if self._waits_for[child] == 0:
                         self._announced.add(child)
                         consequences.ready.append(child)
@@ -163,9 +168,28 @@ class Planner:
                 queue.append(child)
                 if outcome is _Settled.BAD and self._before[child] is TaskStatus.PENDING:
                     blocked.append(member)
+        consequences.ready += self._quieten(quiet)
         consequences.ready.sort(key=self._place.__getitem__)
         consequences.blocked = [(member.task, self._to_blame(member)) for member in blocked]
         return consequences
+
+    def _quieten(self, quiet: deque[str]) -> list[str]:
+        """Take note that nothing can happen any more in these, nor before them; return the finally tasks that are ready.
+
+        One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended.
+        """
+        ready = []
+        while quiet:
+            for child in self._children.get(quiet.popleft(), ()):
+                self._stirs_before[child] -= 1
+                if self._stirs_before[child] > 0:
+                    continue
+                if child in self._settled:
+                    quiet.append(child)
+                elif self._members[child].is_finally and child not in self._announced:
+                    self._announced.add(child)
+                    ready.append(child)
+        return ready
 
     def _to_blame(self, member: Member) -> str:
         return next(task for task in member.after if self._settled.get(task) is _Settled.BAD)
