@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -268,6 +269,35 @@ def test_events_are_printed_oldest_first_and_as_json_on_request(ttasks: Shell) -
     assert [json.loads(line)["position"] for line in later] == [len(events)]
 
 
+@pytest.mark.parametrize("name", ["TaskFaild", "taskstarted"])
+def test_events_of_a_type_that_there_is_not_are_no_empty_answer(name: str, ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    refused = ttasks("events", "--type", name)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.search(rf"no type of event is called '{name}'; did you mean 'Task(Failed|Started)'\?", refused.stderr)
+    assert ttasks("events", "--type", "Nonsense").returncode == 2
+    assert ttasks("events", "--type", "TaskFailed").returncode == 0
+
+
+def test_all_output_is_shown_in_the_order_in_which_it_was_printed(ttasks: Shell) -> None:
+    ttasks.write("mixed.yaml", "tasks:\n  mixed: {bash: 'echo a; sleep 0.05; echo b >&2; sleep 0.05; printf c'}\n")
+    ttasks("run", "mixed.yaml")
+    ((task_id,),) = ttasks.sql("SELECT id FROM tasks")
+    assert ttasks("show", str(task_id), "--output").stdout.endswith("\na\nb\nc\n")
+
+
+def test_verify_of_a_file_that_is_cut_off_says_what_to_do_and_not_to_verify(ttasks: Shell) -> None:
+    ttasks.write("good.yaml", GOOD)
+    ttasks("run", "good.yaml")
+    content = ttasks.ledger.read_bytes()
+    ttasks.ledger.write_bytes(content[: len(content) // 2])
+    found = ttasks("verify")
+    assert found.returncode == 1
+    assert found.stdout + found.stderr != ""
+    assert "`ttasks verify` says more" not in found.stdout + found.stderr
+
+
 def test_verify_finds_an_edited_row_and_rebuild_mends_it(ttasks: Shell) -> None:
     ttasks.write("bad.yaml", BAD)
     ttasks("run", "bad.yaml")
@@ -450,7 +480,7 @@ def test_cancel_says_what_it_came_to(ttasks: Shell) -> None:
         store.tasks.save(task)
         store.graphs.save(graph)
     assert ttasks("cancel", task.id).stdout == "cancelled: task 'later'\n"
-    assert ttasks("cancel", task.id).stdout == "nothing to do: task 'later' is cancelled already\n"
+    assert ttasks("cancel", task.id).stdout == "nothing to do: task 'later' is already cancelled\n"
     refused = ttasks("cancel", graph.id)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "graph 'idle'" in refused.stderr and "is not running" in refused.stderr

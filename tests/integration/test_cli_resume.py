@@ -20,6 +20,7 @@ import pytest
 from commands import TTASKS, Command, Running
 from processes import until
 from ttasks import SQLiteStore
+from ttasks.cli.resume import NOTHING
 
 RELEASE = """
 title: release
@@ -122,7 +123,7 @@ def test_with_nothing_interrupted_resume_says_so_and_exits_with_0(ttasks: Comman
     before = ttasks.files()
     done = ttasks("resume")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "nothing to resume: no run and no task was interrupted\n"
+    assert done.stdout == f"{NOTHING}\n"
     by_id = ttasks("resume", ttasks.graph_id())
     assert (by_id.returncode, by_id.stderr) == (0, "")
     assert by_id.stdout.startswith("nothing to resume: ") and "was not interrupted" in by_id.stdout
@@ -266,7 +267,7 @@ def test_a_live_run_is_not_resumed(ttasks: Command) -> None:
     assert "is running already. Nothing was written" in done.stderr
     everything = ttasks("resume")
     assert (everything.returncode, everything.stderr) == (0, "")
-    assert everything.stdout == "nothing to resume: no run and no task was interrupted\n"
+    assert everything.stdout == f"{NOTHING}\n"
     retried = ttasks("retry")
     assert (retried.returncode, retried.stdout) == (1, "")
     assert "is running already" in retried.stderr
@@ -397,6 +398,7 @@ def test_one_ctrl_c_cancels_runs_finally_tasks_and_retry_carries_on(ttasks: Comm
     assert (code, ttasks.left()) == (130, [])
     assert ttasks.log() == ["build", "upload", "clean"]
     assert f"Carry on: ttasks retry {first[-8:]}\n" in printed and "ttasks resume" not in printed
+    assert printed.count("Ctrl-C: what runs is cancelled; finally tasks still run. Ctrl-C again stops at once") == 1
     assert ttasks("resume").stdout.startswith("nothing to resume")
     go(ttasks)
     done = ttasks("retry", first[-8:])
@@ -579,6 +581,19 @@ def test_run_resume_says_that_the_file_was_changed_since_and_does_what_was_recor
     assert ttasks.log() == ["build", "upload", "upload", "announce", "clean"]
 
 
+def test_retry_says_that_the_file_was_changed_since_and_does_what_was_recorded(ttasks: Command) -> None:
+    started(ttasks).end(signal.SIGINT)
+    ttasks.write("release.yaml", RELEASE.replace("echo announce", "echo changed"))
+    go(ttasks)
+    done = ttasks("retry")
+    assert done.returncode == 0
+    changed = "release.yaml was changed since: what goes on is what was recorded of it then; as it is now: ttasks run"
+    assert done.stdout.startswith(f"{changed} release.yaml\n")
+    assert ttasks.log()[-2:] == ["announce", "clean"]
+    (ttasks.folder / "release.yaml").unlink()
+    assert "release.yaml can't be read any more: " in ttasks("retry", "--task", "clean").stdout
+
+
 def test_run_resume_says_when_nothing_was_interrupted(ttasks: Command) -> None:
     go(ttasks)
     ttasks.write("release.yaml", RELEASE)
@@ -646,10 +661,10 @@ def test_a_task_with_on_interrupted_fail_fails_and_what_depends_on_it_is_blocked
 def test_a_task_with_on_interrupted_ask_waits_for_a_person_and_the_rest_goes_on(ttasks: Command) -> None:
     task_id = asking(ttasks)
     listed = ttasks("resume", "--list").stdout
-    assert f"waits for a person: upload: ttasks resolve {task_id[-8:]} --succeeded  (or --failed, or --rerun)" in listed
+    assert f"waits for a person: upload: ttasks resolve {task_id[-8:]} --rerun  (or --succeeded, or --failed)" in listed
     done = ttasks("resume")
     assert done.returncode == 1
-    assert f"upload waits for a person: ttasks resolve {task_id[-8:]} --succeeded" in done.stdout
+    assert f"upload waits for a person: ttasks resolve {task_id[-8:]} --rerun" in done.stdout
     assert ttasks.statuses() == {**INTERRUPTED, "announce": "blocked", "clean": "succeeded"}
     assert ttasks.log() == ["build", "upload", "clean"]
     assert ttasks.left() == []
@@ -689,6 +704,23 @@ def test_what_is_resolved_before_it_is_resumed_goes_on_in_the_same_run(ttasks: C
     assert ttasks.left() == [], "nothing goes on uploading what counts as uploaded"
     assert ttasks("resume").returncode == 0
     assert ttasks.log() == ["build", "upload", "announce", "clean"]
+
+
+def test_resolve_takes_one_answer(ttasks: Command) -> None:
+    task_id = asking(ttasks)
+    refused = ttasks("resolve", task_id, "--failed", "--succeeded")
+    assert refused.returncode == 2
+    assert "--succeeded, --failed or --rerun, not several of them" in refused.stderr
+    assert ttasks.sql("SELECT count(*) FROM events WHERE type = 'TaskResolved'") == [(0,)]
+
+
+def test_resolving_the_last_open_task_says_that_nothing_is_left_to_do(ttasks: Command) -> None:
+    ttasks.write("release.yaml", "tasks:\n  upload: {bash: 'kill -9 $PPID; sleep 60', on_interrupted: ask}\n")
+    ttasks("run", "release.yaml")
+    ttasks("resume")
+    ((task_id,),) = ttasks.sql("SELECT id FROM tasks")
+    decided = ttasks("resolve", str(task_id), "--succeeded")
+    assert decided.stdout.endswith("Every task of its graph has succeeded: nothing is left to do\n")
 
 
 def test_resolve_without_an_answer_is_refused(ttasks: Command) -> None:
@@ -778,7 +810,8 @@ def test_a_secret_that_is_not_in_the_environment_is_refused(ttasks: Command) -> 
 
 
 def test_retry_needs_the_secrets_again_too(ttasks: Command) -> None:
-    started(ttasks, text=SECRET).end(signal.SIGINT)
+    _, printed = started(ttasks, text=SECRET).end(signal.SIGINT)
+    assert re.search(r"^Carry on: ttasks retry \w{8} --env API_TOKEN$", printed, re.MULTILINE)
     go(ttasks)
     refused = ttasks("retry")
     assert (refused.returncode, refused.stdout) == (2, "")

@@ -68,7 +68,7 @@ def test_no_model_is_asked_and_no_conversation_is_begun(doctor: Command, bench: 
 def test_a_cli_that_the_sdk_was_not_made_for_is_told_of(doctor: Command, bench: Bench) -> None:
     bench.cli(version="1.0.1")
     _, lines = ask(doctor, "copilot", COPILOT_CLI_PATH=str(bench.cli_path))
-    assert lines[1].startswith("CLI 1.0.1, SDK 1.") and " for 1.0." in lines[1]
+    assert lines[1].startswith("CLI 1.0.1, SDK 1.") and " (made for CLI 1.0." in lines[1]
 
 
 def test_an_endpoint_of_ones_own_is_named_without_secrets(doctor: Command, bench: Bench) -> None:
@@ -81,8 +81,18 @@ def test_an_endpoint_of_ones_own_is_named_without_secrets(doctor: Command, bench
         COPILOT_PROVIDER_API_KEY="hunter2",
     )
     assert code == 0
-    assert "model endpoint http://127.0.0.1:9/v1" in lines
+    assert "model endpoint http://127.0.0.1:9/v1 (not asked)" in lines
     assert "hunter2" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "127.0.0.1:9/v1", "ftp://a/v1", "http://", "http://a:port/v1", "http://[a"]
+)
+def test_what_is_no_address_of_an_endpoint_is_said(address: str, doctor: Command, bench: Bench) -> None:
+    given = {"COPILOT_CLI_PATH": str(bench.cli_path), "COPILOT_PROVIDER_BASE_URL": address}
+    code, lines = ask(doctor, "copilot", **given)
+    assert code == 1
+    assert "COPILOT_PROVIDER_BASE_URL is no address of a model endpoint, such as http://" in lines[0]
 
 
 def test_a_token_is_not_shown(doctor: Command, bench: Bench) -> None:

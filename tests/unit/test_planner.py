@@ -227,7 +227,9 @@ def test_a_finally_task_waits_until_no_dependency_can_change() -> None:
 
 
 def test_a_finally_task_waits_for_what_still_runs_before_a_blocked_dependency() -> None:
-    planner = plan(member("a"), member("b"), member("c", "a", "b"), member("d", "c"), member("clean", "d", is_finally=True))
+    planner = plan(
+        member("a"), member("b"), member("c", "a", "b"), member("d", "c"), member("clean", "d", is_finally=True)
+    )
     planner.begin()
     assert planner.settle("a", succeeded=False) == blocked(("c", "a"), ("d", "c"))
     assert planner.next_after("b") is None

@@ -36,7 +36,7 @@ def cancel_by_id(path: Path, part: str, hint: Hint) -> None:
         after = store.tasks[id_]
         name = printable(after.title or after.id)
         if before.status.is_sink:
-            out.print(f"nothing to do: task '{name}' is {before.status} already")
+            out.print(f"nothing to do: task '{name}' is already {before.status}")
         elif after.is_cancelled:
             out.print(f"cancelled: task '{name}'")
         else:
@@ -67,5 +67,7 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
             out.print(f"Go on with its graph: {hint(f'resume {short(graph_id)}')}")
         elif store.graphs[graph_id].run_status is RunStatus.RUNNING:
             out.print(f"Carry on with its graph when its run has ended: {hint(f'retry {short(graph_id)}')}")
+        elif store.graphs[graph_id].ok:
+            out.print("Every task of its graph has succeeded: nothing is left to do")
         else:
             out.print(f"Carry on with its graph: {hint(f'retry {short(graph_id)}')}")

@@ -102,7 +102,7 @@ force_option = click.option(
 )
 
 
-@command.command()
+@command.command(short_help="Run a workflow file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="How many tasks run at the same time.")
 @click.option("--resume", "goes_on", is_flag=True, help="Go on with the latest run of FILE, which was interrupted.")
@@ -124,7 +124,7 @@ def run(file: Path, jobs: int | None, goes_on: bool, variables: tuple[str, ...],
     sys.exit(run_file(file, path, jobs, hint))
 
 
-@command.command()
+@command.command(short_help="Go on with what was interrupted.")
 @click.argument("id", required=False)
 @click.option("--list", "only_list", is_flag=True, help="Only say what was interrupted, and what is owed.")
 @click.option("--finally-only", is_flag=True, help="Run only the finally tasks that are owed; the run is cancelled.")
@@ -151,24 +151,27 @@ def resume(
     sys.exit(resuming.resume_interrupted(path, id, hint, options))
 
 
-@command.command()
+@command.command(short_help="Decide what an interrupted task counts as.")
 @click.argument("id")
-@click.option("--succeeded", "answer", flag_value="succeeded", help="It did its work: what depends on it may run.")
-@click.option("--failed", "answer", flag_value="failed", help="It did not.")
-@click.option("--rerun", "answer", flag_value="rerun", help="It may be run again.")
+@click.option("--succeeded", is_flag=True, help="It did its work: what depends on it may run.")
+@click.option("--failed", is_flag=True, help="It did not.")
+@click.option("--rerun", is_flag=True, help="It may be run again.")
 @click.option("--note", metavar="TEXT", help="Why, for whoever reads this later.")
 @ledger_option
 @says_errors
-def resolve(id: str, answer: str | None, note: str | None, ledger: Path | None) -> None:
+def resolve(id: str, succeeded: bool, failed: bool, rerun: bool, note: str | None, ledger: Path | None) -> None:
     """Decide what the interrupted task ID counts as; who did, and why, is recorded."""
     from ttasks.cli.act import resolve_by_id
 
-    if answer is None:
-        raise click.UsageError("say what it counts as: --succeeded, --failed or --rerun")
-    resolve_by_id(ledger_path(ledger), id, answer, note, Hint(ledger))
+    given = {"succeeded": succeeded, "failed": failed, "rerun": rerun}
+    answers = [name for name, is_given in given.items() if is_given]
+    if len(answers) != 1:
+        several = ", not several of them" if answers else ""
+        raise click.UsageError(f"say what it counts as: --succeeded, --failed or --rerun{several}")
+    resolve_by_id(ledger_path(ledger), id, answers[0], note, Hint(ledger))
 
 
-@command.command()
+@command.command(short_help="Carry on with a graph that failed or was cancelled.")
 @click.argument("id", required=False)
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Do this task again, and what depends on it.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="How many tasks run at the same time.")
@@ -184,7 +187,7 @@ def retry(
     sys.exit(resuming.retry_graph(ledger_path(ledger), id, Hint(ledger), tasks, variables, jobs))
 
 
-@command.command()
+@command.command(short_help="List the latest graphs or tasks.")
 @click.option("--tasks", is_flag=True, help="List tasks instead of graphs.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
 @ledger_option
@@ -196,7 +199,7 @@ def ls(tasks: bool, limit: int, ledger: Path | None) -> None:
     look.list_latest(ledger_path(ledger), tasks=tasks, limit=limit)
 
 
-@command.command()
+@command.command(short_help="Show a graph or a task.")
 @click.argument("id", required=False)
 @click.option("--output", is_flag=True, help="Print all that a task printed, not only the last lines.")
 @ledger_option
@@ -208,7 +211,7 @@ def show(id: str | None, output: bool, ledger: Path | None) -> None:
     look.show(ledger_path(ledger), id, whole_output=output)
 
 
-@command.command()
+@command.command(short_help="Print events.")
 @click.argument("id", required=False)
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="POSITION", help="Only events after this one.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as TaskStarted.")
@@ -225,7 +228,7 @@ def events(
     look.print_events(ledger_path(ledger), id, after=after, type_=type_, limit=limit, as_json=as_json)
 
 
-@command.command()
+@command.command(short_help="Cancel a task or a run.")
 @click.argument("id")
 @ledger_option
 @says_errors
@@ -242,7 +245,7 @@ def _hash(_: click.Context, __: click.Parameter, given: str | None) -> str | Non
     return given
 
 
-@command.command()
+@command.command(short_help="Check every event and every row.")
 @click.option(
     "--head",
     metavar="HASH",
@@ -258,7 +261,7 @@ def verify(head: str | None, ledger: Path | None) -> None:
     sys.exit(check.verify_ledger(ledger_path(ledger), head))
 
 
-@command.command()
+@command.command(short_help="Make all tables again from the events.")
 @ledger_option
 @says_errors
 def rebuild(ledger: Path | None) -> None:
@@ -268,7 +271,7 @@ def rebuild(ledger: Path | None) -> None:
     check.rebuild_ledger(ledger_path(ledger))
 
 
-@command.command()
+@command.command(short_help="Show ledgers in a browser.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[PATH]...")
 @click.option(
     "--port",
@@ -289,7 +292,7 @@ def browse(more: tuple[Path, ...], port: int, opens: bool, ledger: Path | None) 
     sys.exit(browsing.browse([*given, *more] or [ledger_path(None)], port, opens=opens))
 
 
-@command.command()
+@command.command(short_help="Say what can run here.")
 @click.argument("parts", nargs=-1, type=click.Choice(("bash", "pwsh", "copilot")), metavar="[bash|pwsh|copilot]...")
 @says_errors
 def doctor(parts: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ttasks.cli.text import console
 from ttasks.display import count, printable
+from ttasks.errors import DamagedLedgerError
 from ttasks.log import checked, verify
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers
@@ -14,7 +15,11 @@ from ttasks.log.reading import Readers
 def verify_ledger(path: Path, head: str | None) -> int:
     """Print what `verify` finds, and note it beside the ledger; return the exit code: 0 when the ledger is clean."""
     out = console()
-    report = verify.verify(Readers.open(path), head=head)
+    try:
+        report = verify.verify(Readers.open(path), head=head)
+    except DamagedLedgerError as error:
+        what = str(error).replace(". It is damaged: `ttasks verify` says more", "")
+        raise DamagedLedgerError(f"{what}. It is too damaged to be checked: restore it from a copy") from error
     checked.write(path, checked.checked_now(report))  # where it can't be written, there is just no note
     for problem in report.problems:
         out.print(printable(str(problem)), style="red")

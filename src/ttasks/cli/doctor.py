@@ -74,11 +74,13 @@ def _copilot() -> Found:
         lines += [f"{found.error} ({found.error.code})", *([found.cli_path] if found.cli_path is not None else [])]
     if found.cli_version is not None:
         fits = found.made_for in (None, found.cli_version)
-        lines.append(f"CLI {found.cli_version}, SDK {found.sdk_version}" + ("" if fits else f" for {found.made_for}"))
+        lines.append(
+            f"CLI {found.cli_version}, SDK {found.sdk_version}" + ("" if fits else f" (made for CLI {found.made_for})")
+        )
     else:
         lines.append(f"SDK {found.sdk_version}")
     if found.provider is not None:
-        lines.append(f"model endpoint {found.provider}")
+        lines.append(f"model endpoint {found.provider} (not asked)")
     elif found.account == "token":
         lines.append("signed in by a token from the environment, which was not checked")
     elif found.account is not None:

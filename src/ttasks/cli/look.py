@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 from rich.table import Table
@@ -14,7 +15,7 @@ from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
 from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
-from ttasks.events.codec import encode, iso
+from ttasks.events.codec import FACT_TYPES, encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
@@ -110,10 +111,13 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
     if graph.source is not None:
         _field("file", f"{graph.source.path} (sha256 {graph.source.sha256[:12]}…)")
     for run in readers.runs(graph_id):
-        runner = readers.runner(run.runner)
         is_dead = run.status is RunStatus.RUNNING and left.is_interrupted(run)
         stands = "interrupted (its runner is gone)" if is_dead else str(run.status)
-        _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {_who(runner)}")
+        # The row has who runs it now; who started it is in the event.
+        began = next(readers.events(after=run.position - 1, limit=1)).runner
+        by = _who(readers.runner(began) if began is not None else None)
+        by += f"; resumed {_who(readers.runner(run.runner))}" if run.runner != began else ""
+        _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {by}")
     tasks = readers.tasks_of_graph(graph_id)
     named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
     if not named <= tasks.keys():
@@ -174,7 +178,8 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _field("env", f"{variable}=(secret, not recorded)")
     attempts = readers.attempts(task_id)
     for attempt in attempts:
-        _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt))
+        is_left = attempt.status is TaskStatus.RUNNING and status is TaskStatus.INTERRUPTED
+        _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt, status if is_left else attempt.status))
     for event in readers.events(stream=f"task-{task_id}", type=TaskResolved.__name__):
         if isinstance(event.fact, TaskResolved):
             why = f": {event.fact.note}" if event.fact.note else ""
@@ -188,14 +193,15 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _print_output(readers, task_id, latest.attempt, whole=whole_output)
 
 
-def _attempt_line(readers: Readers, attempt: AttemptState) -> str:
-    parts = [f"{attempt.status}, started {moment(attempt.started_at)}"]
+def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -> str:
+    parts = [f"{status}, started {moment(attempt.started_at)}"]
     if attempt.duration is not None:
-        parts.append(f"took {duration(attempt.duration)}")
+        took = "last heard of after" if status is TaskStatus.INTERRUPTED else "took"
+        parts.append(f"{took} {duration(attempt.duration)}")
     if attempt.returncode is not None:
         parts.append(f"exit code {attempt.returncode}")
-    if attempt.reason is not None:
-        parts.append(attempt.reason)
+    if attempt.reason not in (None, str(status), "exit_code"):
+        parts.append(str(attempt.reason))
     if attempt.error_code not in (None, attempt.reason):
         parts.append(str(attempt.error_code))
     return ", ".join([*parts, f"handler {attempt.handler}", _who(readers.runner(attempt.runner))])
@@ -204,9 +210,8 @@ def _attempt_line(readers: Readers, attempt: AttemptState) -> str:
 def _print_output(readers: Readers, task_id: str, attempt: int, *, whole: bool) -> None:
     out = console()
     if whole:
-        for text in readers.printed(task_id, attempt).values():
-            for line in text.splitlines():
-                out.print(printable(line))
+        for _, line in readers.last_lines(task_id, attempt, sys.maxsize):
+            out.print(printable(line))
         return
     lines = readers.last_lines(task_id, attempt, LAST_LINES)
     if lines:
@@ -225,6 +230,12 @@ def print_events(
         table, id_ = find(readers, part)
         stream = f"{table.removesuffix('s')}-{id_}"
     out = console()
+    if type_ is not None and type_ not in (known := {each.__name__ for each in FACT_TYPES}):
+        like = get_close_matches(type_, known, 1, 0.5) or [name for name in known if name.lower() == type_.lower()]
+        if next(readers.events(type=type_, limit=1), None) is None:  # one that only a newer ttasks knows may be there
+            raise NotFoundError(
+                f"no type of event is called {type_!r}" + (f"; did you mean {like[0]!r}?" if like else "")
+            )
     for event in readers.events(stream=stream, type=type_, after=after, limit=limit):
         if as_json:
             sys.stdout.write(_as_json(event) + "\n")

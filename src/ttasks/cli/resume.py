@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -19,7 +21,7 @@ from ttasks.cli.run import (
     Reporter,
     Terminated,
     carry_out,
-    hear_terminations,
+    hear_signals,
     last_words,
     latest_interrupted,
 )
@@ -45,7 +47,7 @@ from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
 from ttasks.state.reconcile import Then, reconcile
 from ttasks.stores.ledger import LedgerStore, SQLiteStore
 
-NOTHING: Final = "nothing to resume: no run and no task was interrupted"
+NOTHING: Final = "nothing to resume: no run and no task was interrupted. After a failure, it is `ttasks retry`"
 PAUSE_S: Final = 0.1
 """How long to wait before a task that is to stop, and may have been about to start, is looked for again."""
 
@@ -100,8 +102,8 @@ def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     if work.running:
         out.print(f"  was running: {named(work.running)}")
     for id_ in work.asking:
-        decide = hint(f"resolve {short(id_)} --succeeded")
-        out.print(f"  waits for a person: {named([id_])}: {decide}  (or --failed, or --rerun)")
+        decide = hint(f"resolve {short(id_)} --rerun")
+        out.print(f"  waits for a person: {named([id_])}: {decide}  (or --succeeded, or --failed)")
     if work.kind == "graph":
         out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
     if work.can_go_on:
@@ -121,9 +123,6 @@ def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) ->
             is_known = "the latest run of {} was not interrupted" if latest else "{} was never run into this ledger"
             console().print(f"nothing to resume: {is_known.format(name)}")
             return 0
-        graph = store.graphs[left.id]
-        if graph._source is not None and graph._source.sha256 != workflow.sha256:
-            console().print(f"{printable(str(file))} was changed since: what goes on is what was recorded of it then")
     return resume_interrupted(path, left.id, hint, Options(variables))
 
 
@@ -158,6 +157,8 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
         for work, handle, run in runs:
             if run is None:
                 continue
+            if isinstance(handle, TaskGraph):
+                _say_whether_changed(handle, hint)
             try:
                 ended = _go_on(executor, store, work, handle, run, path, hint)
             except (AlreadyRunningError, SurvivorError) as refusal:  # it keeps no other from going on
@@ -167,6 +168,23 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
             if ended == EXIT_CTRL_C:
                 break
         return status
+
+
+def _say_whether_changed(graph: TaskGraph, hint: Hint) -> None:
+    """Say so where the workflow file that a graph was made from is not what it was then."""
+    source = graph._source
+    if source is None:
+        return
+    try:
+        is_same = hashlib.sha256(Path(source.path).read_bytes()).hexdigest() == source.sha256
+        what = "was changed since"
+    except OSError:
+        is_same, what = False, "can't be read any more"
+    if not is_same:
+        path, here = Path(source.path), Path.cwd()
+        file = str(path.relative_to(here) if path.is_relative_to(here) else path)
+        anew = f"; as it is now: {hint(f'run {shlex.quote(file)}')}" if "changed" in what else ""
+        console().print(printable(f"{file} {what}: what goes on is what was recorded of it then{anew}"))
 
 
 def _prepared(
@@ -236,18 +254,17 @@ def _go_on(
     out = console()
     name = printable(handle.title or short(handle.id))
     out.print(f"{name}: going on with task {handle.id}, ledger {printable(str(path))}")
-    hear_terminations()
+    hear_signals()
     with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
         stopped_by = _see_through(executor, handle, run.run)
     with last_words():
         out.print(Text.assemble(f"{name}: ", state(handle.status)))
         if handle.is_interrupted:
             asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
-            resolve = hint(f"resolve {short(handle.id)} --succeeded")
+            resolve = hint(f"resolve {short(handle.id)} --rerun")
             go_on = hint(f"resume {short(handle.id)}")
-            out.print(
-                f"it waits for a person: {resolve}  (or --failed, or --rerun)" if asks else f"Go on with it: {go_on}"
-            )
+            waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
+            out.print(waits if asks else f"Go on with it: {go_on}")
     if isinstance(stopped_by, Terminated):
         raise stopped_by
     if stopped_by is not None:
@@ -322,6 +339,7 @@ def retry_graph(
             raise NotResumableError(f"graph '{graph.title}'", problems)
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
+        _say_whether_changed(old, hint)
         return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -37,6 +38,11 @@ from ttasks.stores.ledger import SQLiteStore
 
 DEFAULT_WORKERS: Final = 4
 LAST_LINES: Final = 20
+CTRL_C: Final = (
+    "Ctrl-C: what runs is cancelled; finally tasks still run. Ctrl-C again stops at once, and leaves them owed.",
+    "Ctrl-C again: what runs is stopped at once.",
+)
+"""What is said of the first Ctrl-C, and of the second."""
 COLOR_SYSTEMS: Final = {
     "standard": ColorSystem.STANDARD,
     "256": ColorSystem.EIGHT_BIT,
@@ -106,7 +112,8 @@ class Reporter:
     def _end(self, event: TaskEvent) -> str:
         text, result = str(event.type).replace("_", " "), event.task.result
         if result is not None and event.type is not TaskEventType.BLOCKED:
-            text += f" after {duration(result.duration)}"
+            heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
+            text += f"{heard} after {duration(result.duration)}"
         if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
             text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
         return text
@@ -123,12 +130,31 @@ class Terminated(SystemExit):
     """SIGTERM or SIGHUP: an interruption, not a decision; what runs is ended and recorded as interrupted."""
 
 
+class _SaysInterrupts:
+    """Handles SIGINT as Python does, and says what comes of the first and the second."""
+
+    def __init__(self) -> None:
+        self._left = list(CTRL_C)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Say it, and raise KeyboardInterrupt."""
+        if self._left:
+            with contextlib.suppress(OSError):  # not by print: the main thread may be in the middle of one
+                os.write(2, f"\n{self._left.pop(0)}\n".encode())
+        signal.default_int_handler(number, frame)
+
+
 def _terminate(number: int, _: FrameType | None) -> None:
     raise Terminated(128 + number)
 
 
-def hear_terminations() -> None:
-    """Let SIGTERM and SIGHUP raise `Terminated`, but for one that is ignored: that is what ``nohup`` is for."""
+def hear_signals() -> None:
+    """Let SIGTERM and SIGHUP raise `Terminated`, but for one that is ignored: that is what ``nohup`` is for.
+
+    Ctrl-C says at once what it does: what runs may take seconds to end, in which people would press it again.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _SaysInterrupts())
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
@@ -182,7 +208,7 @@ def carry_out(
     names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
     title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
-    hear_terminations()
+    hear_signals()
     with executor.events.subscribed(Reporter(names)):
         try:
             start()
@@ -212,12 +238,14 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
     asking = [task for task in graph if reconcile(task._view, is_alive=False).then is Then.PERSON]
     for task in asking:
-        decide = hint(f"resolve {short(task.id)} --succeeded")
-        out.print(f"{names[task.id]} waits for a person: {decide}  (or --failed, or --rerun)")
+        decide = hint(f"resolve {short(task.id)} --rerun")
+        out.print(f"{names[task.id]} waits for a person: {decide}  (or --succeeded, or --failed)")
+    withheld = {name for task in graph if not task.is_succeeded for name in task._view.env_digests or ()}
+    again = "".join(f" --env {shlex.quote(name)}" for name in sorted(withheld))
     if graph.run_status is RunStatus.INTERRUPTED:
-        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}')}")
+        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}{again}')}")
     elif not graph.ok:
-        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}')}")
+        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}{again}')}")
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 

@@ -306,8 +306,8 @@ def _commands(ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun]) -> li
     command, id_ = ledger.command, shown.graph.id
     asking = [each for each in members if each.status is TaskStatus.INTERRUPTED and _asks(shown, each)]
     commands = [
-        (f"Decide what {printable(each.task.name)} counts as (or --failed, or --rerun)",
-         command(f"resolve {each.task.id} --succeeded"))
+        (f"Decide what {printable(each.task.name)} counts as (or --succeeded, or --failed)",
+         command(f"resolve {each.task.id} --rerun"))
         for each in asking
     ]  # fmt: skip
     if shown.status is RunStatus.INTERRUPTED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -107,7 +108,7 @@ class GraphRun:
         """Have the run cancelled by one Ctrl-C, stopped at once by a second one or anything else."""
         last = interruptions[-1]
         if not isinstance(last, KeyboardInterrupt):
-            self._orders.put(lambda: self._stop(f"ended by {last!r}"))
+            self._orders.put(lambda: self._stop(f"its runner was ended by {_in_words(last)}"))
         elif len(interruptions) > 1:
             self._orders.put(lambda: self._stop("a second Ctrl-C"))
         else:
@@ -501,3 +502,11 @@ class GraphRun:
             for task_id in task_ids:
                 self._running.discard(task_id)
             self._wake()
+
+
+def _in_words(interruption: BaseException) -> str:
+    """Return the signal that a program left for, where it left with what shells have for one; else what it raised."""
+    code = interruption.code if isinstance(interruption, SystemExit) else None
+    if isinstance(code, int) and code - 128 in signal.valid_signals():
+        return signal.Signals(code - 128).name
+    return repr(interruption)

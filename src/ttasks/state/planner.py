@@ -174,7 +174,7 @@ class Planner:
         return consequences
 
     def _quieten(self, quiet: deque[str]) -> list[str]:
-        """Take note that nothing can happen any more in these, nor before them; return the finally tasks that are ready.
+        """Take note that nothing more happens in these, nor before them; return the finally tasks that are ready.
 
         One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended.
         """

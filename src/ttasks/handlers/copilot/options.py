@@ -72,8 +72,10 @@ class Options:
             if tools is not None and (isinstance(tools, str) or not all(isinstance(tool, str) for tool in tools)):
                 raise TypeError(f"{name} must be a list of str")
         _check_mapping(self.provider, "provider")
-        if self.provider is not None and not self.provider.get("base_url"):
-            raise ValueError("provider needs a base_url, the address of the model endpoint")
+        if self.provider is not None:
+            if not self.provider.get("base_url"):
+                raise ValueError("provider needs a base_url, the address of the model endpoint")
+            _check_address("provider['base_url']", self.provider["base_url"])
         check_env(self.env)
         if self.permissions is not None:
             Policy(self.permissions)
@@ -144,11 +146,22 @@ def _check_mapping(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a mapping, got {type(value).__name__}")
 
 
+def _check_address(name: str, address: object) -> None:
+    try:
+        parts = urlsplit(str(address))
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port >= 0)
+    except ValueError:  # of the port, or of brackets
+        is_one = False
+    if not is_one:
+        raise ValueError(f"{name} is no address of a model endpoint, such as http://127.0.0.1:11434/v1")
+
+
 def _provider(asked: Mapping[str, str]) -> Mapping[str, Any] | None:
     """Return the model endpoint that the CLI's own variables name; None where they name none."""
     address = asked.get("COPILOT_PROVIDER_BASE_URL")
     if not address:
         return None
+    _check_address("COPILOT_PROVIDER_BASE_URL", address)
     wanted = {
         "type": asked.get("COPILOT_PROVIDER_TYPE") or "openai",
         "wire_api": asked.get("COPILOT_PROVIDER_WIRE_API") or "completions",

@@ -60,6 +60,7 @@ class Recorder:
         self._calls: dict[str, str] = {}
         self._asked: dict[int, Any] = {}
         self._decided: dict[str, Decision] = {}
+        self._told_of: dict[str, str] = {}
         self._unnamed = 0
         self.has_begun = False
         self.is_over = False
@@ -209,6 +210,7 @@ class Recorder:
         self._request(data.request_id, data.permission_request, _at(event), event.agent_id or None)
 
     def _request(self, name: str, request: Any, at: datetime, agent: str | None) -> None:
+        self._told_of[name] = _note(_word(request.kind), _subject(request))
         self.report(
             PermissionRequested(
                 self.attempt,
@@ -258,6 +260,8 @@ class Recorder:
         self._decided[name] = decision
         fact = PermissionDecided(self.attempt, clock.now(), name, decision.word, decision.by, decision.feedback)
         self._port.report(fact, at_once=True)
+        if not decision.is_approved:
+            self._port.tell(f"denied ({decision.by}): {self._told_of.get(name, 'what it asked for')}")
 
     def _permission_completed(self, event: SessionEvent, data: Any) -> None:
         """Record what the agent's own policy made of a request, where that is not what was decided here."""
