@@ -114,7 +114,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         is_dead = run.status is RunStatus.RUNNING and left.is_interrupted(run)
         stands = "interrupted (its runner is gone)" if is_dead else str(run.status)
         # The row has who runs it now; who started it is in the event.
-        began = next(readers.events(after=run.position - 1, limit=1)).runner
+        began = next((event.runner for event in readers.events(after=run.position - 1, limit=1)), None)
         by = _who(readers.runner(began) if began is not None else None)
         by += f"; resumed {_who(readers.runner(run.runner))}" if run.runner != began else ""
         _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {by}")
