@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ttasks import clock
-from ttasks.errors import CopilotError, LedgerError
+from ttasks.errors import CopilotError
 from ttasks.events.agent_facts import (
     AgentAborted,
     AgentAnswered,
@@ -326,6 +326,7 @@ class Recorder:
 
         Raises:
             LedgerError: not all of it could be recorded.
+            RuntimeError: the attempt has ended.
         """
         now, refusal = clock.now(), None
         facts: list[AgentFact] = [
@@ -338,7 +339,7 @@ class Recorder:
         for fact in facts:
             try:
                 self._port.report(fact)
-            except LedgerError as error:  # what could not be recorded now may be, with the attempt's end
+            except RuntimeError as error:  # what the ledger refuses now may be recorded with the attempt's end
                 refusal = refusal or error
         self._port.finished_printing()
         if refusal is not None:
