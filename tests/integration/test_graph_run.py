@@ -792,9 +792,7 @@ def anyhow(count: int) -> Iterator[tuple[int, list[int]]]:
         yield number, [chance.randrange(number) for _ in range(chance.randrange(4)) if number]
 
 
-@pytest.mark.parametrize(
-    ("shape", "count"), [(chain, 3000), (fan, 3000), (anyhow, 5000)], ids=["chain", "fan", "random"]
-)
+@pytest.mark.parametrize(("shape", "count"), [(chain, 600), (fan, 600), (anyhow, 1000)], ids=["chain", "fan", "random"])
 def test_a_big_graph_runs_is_ok_and_verifies(path: Path, shape: Any, count: int) -> None:
     graph, tasks, ran = TaskGraph(), [], []
     for number, after in shape(count):
