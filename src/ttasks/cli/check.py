@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ttasks.cli.text import console
 from ttasks.display import count, printable
-from ttasks.errors import DamagedLedgerError
+from ttasks.errors import DamagedLedgerError, words
 from ttasks.log import checked, verify
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers
@@ -18,8 +18,8 @@ def verify_ledger(path: Path, head: str | None) -> int:
     try:
         report = verify.verify(Readers.open(path), head=head)
     except DamagedLedgerError as error:
-        what = str(error).replace(". It is damaged: `ttasks verify` says more", "")
-        raise DamagedLedgerError(f"{what}. It is too damaged to be checked: restore it from a copy") from error
+        why = words(error.__cause__ or error)
+        raise DamagedLedgerError(f"{path} is too damaged to be checked ({why}): restore it from a copy") from error
     checked.write(path, checked.checked_now(report))  # where it can't be written, there is just no note
     for problem in report.problems:
         out.print(printable(str(problem)), style="red")
