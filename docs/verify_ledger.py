@@ -13,7 +13,7 @@ import sys
 
 COLUMNS = "position, stream, version, type, type_version, recorded_at, runner, cause, data, hash"
 TYPES = (int, str, int, str, int, str, int | None, int | None, str, bytes)
-FORMATS = ([0x74746B73, 1], [0x74746B73, 2])  # application_id, user_version
+FORMATS = tuple([0x74746B73, version] for version in (1, 2, 3))  # application_id, user_version
 
 
 def netstring(value):

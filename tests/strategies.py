@@ -269,6 +269,8 @@ _CREATED = st.builds(
     env=st.none() | text_maps,
     error=st.none() | texts,
     redacted=st.none() | st.just(("payload",)) | st.just(("cwd", "title")),
+    grace=st.none() | seconds,
+    wait_for_output=st.none() | st.just(False),
 )
 
 
@@ -334,8 +336,9 @@ _RUN_IS_ON = st.one_of(
         st.just(0),
         st.sampled_from([RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED]),
         _ERRORS,
+        st.none() | seconds,
     ),
-    st.builds(f.GraphRunInterrupted, st.just(0), texts, _ERRORS),
+    st.builds(f.GraphRunInterrupted, st.just(0), texts, _ERRORS, st.none() | seconds),
 )
 _RUN_IS_INTERRUPTED = st.one_of(
     _GRAPH_CANCEL_REQUESTED, st.builds(f.GraphRunResumed, st.just(0), texts, st.booleans(), st.booleans())

@@ -86,11 +86,16 @@ def run_tasks(store: SQLiteStore, executor: TaskExecutor) -> None:
     executor.register(TaskType.PROMPT, answer)
     executor.register(TaskType.AGENT, give_up)
     env = {"REGION": "north", "TOKEN": "s3cret-value"}
-    run(executor, Task.bash('echo "out $TOKEN"; echo err >&2', title="prints", description="to both", env=env, cwd="/"))
+    run(
+        executor,
+        Task.bash(
+            'echo "out $TOKEN"; echo err >&2', title="prints", description="to both", env=env, cwd="/", grace=0.5
+        ),
+    )
     policy = RetryPolicy(3, 0.001, factor=2, max_backoff=0.002, jitter=0.5, retry_on=(RuntimeError, OSError))
     run(executor, Task.bash("exit 3", title="fails", timeout=30, on_interrupted="ask"), policy)
     run(executor, Task.bash("printf 'x%.0s' $(seq 6000) >&2; exit 1", title="says much"))
-    run(executor, Task.bash("echo so far; sleep 60", title="is too slow", timeout=0.3))
+    run(executor, Task.bash("echo so far; sleep 60", title="is too slow", timeout=0.3, wait_for_output=False))
     run(executor, Task.prompt("what?", title=HOSTILE, on_interrupted="fail"))
     run(executor, Task.agent("give up", title="\ufffd begins with that"))
 
@@ -168,13 +173,13 @@ def append_what_nothing_records_yet(log: EventLog) -> None:
             f.TaskInterrupted(1, AT, AT, 1.5, HOSTILE, None, "builtins.SystemExit", None, "interrupted"),
             f.ProcessReaped(1, (4243, 4244), "SIGKILL", "they outlived their runner"),
         ], None),
-        Batch("graph-lost-graph", [f.GraphRunInterrupted(1, "SIGTERM", errors)], None),
+        Batch("graph-lost-graph", [f.GraphRunInterrupted(1, "SIGTERM", errors, 1.25)], None),
     )  # fmt: skip
     log.append(
         Batch("graph-lost-graph", [
             f.GraphRunResumed(1, ANN, finally_only=True),
             f.GraphCancelRequested(ANN, "Ctrl-C"),
-            f.GraphRunFinished(1, RunStatus.CANCELLED, errors),
+            f.GraphRunFinished(1, RunStatus.CANCELLED, errors, 0.5),
         ], None),
         Batch("task-lost", [f.TaskResolved("succeeded", ANN, "I saw it end"), f.TaskSucceeded()], None),
     )  # fmt: skip

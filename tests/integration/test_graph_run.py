@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from freezegun import freeze_time
 
 from processes import alive
 from ttasks import (
@@ -1198,3 +1199,24 @@ def test_ctrl_c_of_a_run_with_one_busy_worker_still_reaches_the_finally_task(ses
     with ran.ledger() as (_, graph, ends):
         assert (ends["work"], ends["cleanup"], ends["report"]) == (CANCELLED, SUCCEEDED, SUCCEEDED)
         assert graph.run_status is RunStatus.CANCELLED
+
+
+# --- how long a run took ---------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_makes_no_run_shorter(tmp_path: Path) -> None:
+    def set_the_clock_back(context: TaskContext) -> None:
+        frozen.move_to("2026-11-24 07:00")
+
+    graph = TaskGraph()
+    graph.add(Task.bash("x"))
+    with SQLiteStore(tmp_path / "ledger.db") as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, set_the_clock_back)
+        with freeze_time("2026-11-24 08:00") as frozen:
+            graph.run(executor)
+
+        (run,) = store.runs
+        assert run.finished_at is not None
+        assert run.finished_at < run.started_at
+        assert run.duration is not None
+        assert 0 < run.duration < 60

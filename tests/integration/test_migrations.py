@@ -17,10 +17,12 @@ import pytest
 
 import newer as newer_ttasks
 from ledgers import as_stored, contents, make_ledger
-from strategies import AT, created, started
+from strategies import AT, created, graph_created, run_started, started
 from ttasks import SQLiteStore, Task, TaskExecutor
 from ttasks.errors import LedgerUnwritableError, NotALedgerError
+from ttasks.events import facts as f
 from ttasks.events.agent_facts import ToolCallStarted
+from ttasks.events.status import RunStatus
 from ttasks.log import files
 from ttasks.log.event_log import EventLog
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate, statements
@@ -351,10 +353,11 @@ def test_a_ledger_of_schema_1_keeps_every_row_and_gets_what_it_lacked(first: Pat
     assert set(now) - set(before) == AGENT_TABLES
     assert [now[table] for table in AGENT_TABLES] == [[], [], []]
     for table, rows in before.items():
-        assert len(now[table]) == len(rows) + (table == "_sqlite_migrations")
+        assert len(now[table]) == len(rows) + (SCHEMA_VERSION - 1) * (table == "_sqlite_migrations")
         for was, is_ in zip(rows, now[table], strict=False):
             assert {name: is_[name] for name in was} == was
-            assert {is_[name] for name in is_.keys() - was.keys()} <= {None}
+            new = {name: is_[name] for name in is_.keys() - was.keys() if is_[name] is not None}
+            assert new == ({"grace": 5.0, "wait_for_output": 1} if table == "tasks" else {})
     assert verify(Readers.open(first)).problems == []
 
 
@@ -382,10 +385,46 @@ def test_an_agent_can_go_on_in_a_ledger_of_schema_1(first: Path) -> None:
 def test_who_only_reads_a_ledger_of_schema_1_is_told_how_to_migrate_it_and_it_stays_as_it_is(first: Path) -> None:
     before = everything_in(first.parent)
 
-    with pytest.raises(NotALedgerError, match=r"has schema_version 1, this ttasks reads 2.*Open it for writing once"):
+    with pytest.raises(NotALedgerError, match=r"has schema_version 1, this ttasks reads 3.*Open it for writing once"):
         SQLiteStore(first, read_only=True)
 
     assert everything_in(first.parent) == before
+
+
+# --- schema 2 -------------------------------------------------------------------------------------------------------
+
+
+def make_of_schema_2(path: Path) -> None:
+    """Make a ledger in which runs of every kind are as an older ttasks left them."""
+    histories = {
+        "runs": [run_started()],
+        "ended": [run_started(), f.GraphRunFinished(1, RunStatus.SUCCEEDED)],
+        "interrupted": [run_started(), f.GraphRunInterrupted(1, "SIGTERM")],
+        "resumed": [run_started(), f.GraphRunInterrupted(1, "SIGTERM"), f.GraphRunResumed(1, "ann")],
+        "again": [run_started(), f.GraphRunInterrupted(1, "SIGTERM"), run_started(2)],
+    }
+    with closing(EventLog.open(path)) as log:
+        for name, facts in histories.items():
+            log.append(Batch(f"graph-{name}", [graph_created(), *facts], 0))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for table, column in (("tasks", "grace"), ("tasks", "wait_for_output"), ("runs", "duration")):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name LIKE '0003%'")
+        connection.execute("PRAGMA user_version = 2")
+
+
+def test_a_run_that_an_older_ttasks_began_has_a_duration_only_where_all_of_it_is_known(path: Path) -> None:
+    make_of_schema_2(path)
+
+    with closing(EventLog.open(path)) as log:
+        for name, run in (("runs", 1), ("resumed", 1), ("again", 2)):
+            finished = f.GraphRunFinished(run, RunStatus.FAILED, duration=1.5)
+            log.append(Batch(f"graph-{name}", [finished], None))
+
+        durations = {name: log.readers.runs(name)[-1].duration for name in ("runs", "resumed", "again", "ended")}
+        assert durations == {"runs": 1.5, "resumed": None, "again": 1.5, "ended": None}
+        assert log.readers.runs("interrupted")[-1].duration is None
+    assert verify(Readers.open(path)).problems == []
 
 
 # --- a newer schema -------------------------------------------------------------------------------------------------

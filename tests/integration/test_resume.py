@@ -179,6 +179,21 @@ def test_the_same_run_of_the_same_graph_goes_on(path: Path, open_resumer: Callab
     assert resumer.heard[:3] == [("b", "interrupted"), ("b", "started"), ("b", "succeeded")]
 
 
+def test_a_killed_run_took_until_its_last_event_and_then_from_its_resume_on(
+    path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(path, chain())
+    resumer = open_resumer()
+    graph = resumer.resume()
+
+    events = resumer.store.history(graph)
+    started, interrupted, finished = (events[index] for index in (1, 2, 4))
+    last = max(event.recorded_at for event in resumer.store.events if event.runner == started.runner)
+    assert interrupted.data["duration"] == (last - started.recorded_at).total_seconds() > 0
+    (run,) = resumer.store.runs
+    assert run.duration == interrupted.data["duration"] + finished.data["duration"]
+
+
 def test_what_is_upstream_is_there_with_what_it_returned(path: Path, open_resumer: Callable[[], Resumer]) -> None:
     dies(path, chain())
     resumer = open_resumer()

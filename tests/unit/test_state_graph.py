@@ -176,6 +176,34 @@ def test_a_type_from_the_future_stops_the_fold_unless_it_may_be_ignored() -> Non
     assert vars(after) == {**vars(fold(CREATED)), "version": 2}
 
 
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([run_started()], 0.0),
+        ([run_started(), f.GraphRunFinished(1, RunStatus.SUCCEEDED, duration=2.5)], 2.5),
+        ([run_started(), f.GraphRunInterrupted(1, "SIGTERM", duration=1.0), f.GraphRunResumed(1, "ann")], 1.0),
+        ([run_started(), FINISHED], None),
+    ],
+    ids=["runs", "finished", "resumed", "by an older ttasks"],
+)
+def test_a_run_took_as_long_as_its_runners_worked_at_it(facts: list[f.Fact], expected: float | None) -> None:
+    run = fold_run(*facts)
+
+    assert run is not None
+    assert run.duration == expected
+
+
+@pytest.mark.parametrize(("first_s", "total_s"), [(1.0, 3.5), (None, None)])
+def test_the_stretches_of_a_resumed_run_add_up_where_all_are_known(first_s: float, total_s: float) -> None:
+    interrupted = f.GraphRunInterrupted(1, "SIGTERM", duration=first_s)
+    finished = f.GraphRunFinished(1, RunStatus.SUCCEEDED, duration=2.5)
+
+    run = fold_run(run_started(), interrupted, f.GraphRunResumed(1, "ann"), finished)
+
+    assert run is not None
+    assert run.duration == total_s
+
+
 # --- its latest run -------------------------------------------------------------------------------------------------
 
 

@@ -89,8 +89,9 @@ def test_each_factory_makes_a_task_of_its_type(task_type: TaskType) -> None:
 
 @pytest.mark.parametrize("factory", FACTORIES.values())
 def test_each_factory_takes_the_added_fields(factory: Callable[..., Task]) -> None:
-    task = factory("do it", cwd="/", env={"A": "b"}, on_interrupted="fail")
+    task = factory("do it", cwd="/", env={"A": "b"}, on_interrupted="fail", grace=0, wait_for_output=False)
     assert (task.cwd, task.env, task.on_interrupted) == ("/", {"A": "b"}, "fail")
+    assert (task.grace, task.wait_for_output) == (0.0, False)
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values())
@@ -122,6 +123,9 @@ def test_the_added_fields_are_keyword_only() -> None:
         ({"description": None}, "description must be a str"),
         ({"error": 1}, "error must be a str"),
         ({"timeout": "1"}, "timeout must be a number"),
+        ({"grace": None}, "grace must be a number, got NoneType"),
+        ({"grace": True}, "grace must be a number, got bool"),
+        ({"wait_for_output": 1}, "wait_for_output must be a bool, got int"),
         ({"timeout": True}, "timeout must be a number"),
         ({"created_at": "2024-01-01"}, "created_at must be a datetime"),
         ({"cwd": 1}, "cwd must be a str"),
@@ -133,6 +137,12 @@ def test_the_added_fields_are_keyword_only() -> None:
 def test_an_argument_of_the_wrong_type_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         Task(**{"title": "t", "payload": "p", "type": TaskType.BASH, **wrong})
+
+
+@pytest.mark.parametrize("grace", [-1, -0.001, float("inf"), float("nan"), 10**400])
+def test_a_grace_that_is_not_a_finite_number_from_zero_is_refused(grace: float) -> None:
+    with pytest.raises(ValueError, match="grace must be a finite non-negative number"):
+        Task.bash("true", grace=grace)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_every_field_of_a_file_is_read(tmp_path: Path) -> None:
             env: {A: b, N: 1.10, O: 0755}
             retries: {max_attempts: 2, backoff: 0.5}
             on_interrupted: ask
+            grace: 30
+            wait_for_output: false
         """,
     )
     path = tmp_path / "flow.yaml"
@@ -83,6 +85,8 @@ def test_every_field_of_a_file_is_read(tmp_path: Path) -> None:
         max_attempts=1,
         backoff=0.0,
         on_interrupted="rerun",
+        grace=5.0,
+        wait_for_output=True,
     )
     clean = WorkflowTask(
         name="clean",
@@ -99,6 +103,8 @@ def test_every_field_of_a_file_is_read(tmp_path: Path) -> None:
         max_attempts=2,
         backoff=0.5,
         on_interrupted="ask",
+        grace=30,
+        wait_for_output=False,
     )
     assert flow == Workflow(path, sha256, "Everything", 3, {"build": build, "clean": clean})
 
@@ -254,6 +260,8 @@ BAD: dict[str, tuple[str | bytes, int | None, str | None, str]] = {
     "a text as boolean": (a("bash: x", "finally: 'yes'"), 4, "a", "'finally' has to be true or false, got 'yes'"),
     "a number as boolean": (a("bash: x", "finally: 1"), 4, "a", "'finally' has to be true or false, got 1"),
     "an optional task": (a("bash: x", "required: no"), 4, "a", "required: false is only valid with finally: true"),
+    "no grace": (a("bash: x", "grace: -1"), 4, "a", "has to be a number of seconds from 0 to"),
+    "no flag": (a("bash: x", "wait_for_output: maybe"), 4, "a", "has to be true or false, got 'maybe'"),
     "an answer": (a("bash: x", "on_interrupted: maybe"), 4, "a", "has to be rerun, fail or ask, got 'maybe'"),
     # cwd and env
     "an empty cwd": (a("bash: x", "cwd: ''"), 4, "a", "'cwd' has to be a text that is not empty"),

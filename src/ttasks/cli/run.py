@@ -63,6 +63,8 @@ def graph_of(workflow: Workflow) -> TaskGraph:
             env=spec.env,
             on_interrupted=spec.on_interrupted,
             name=name,
+            grace=spec.grace,
+            wait_for_output=spec.wait_for_output,
         )
         for name, spec in workflow.tasks.items()
     }

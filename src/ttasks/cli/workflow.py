@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ttasks.display import printable
 from ttasks.errors import WorkflowError
+from ttasks.state.task import GRACE_S
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 NODES_MAX: Final = 100_000
@@ -62,6 +63,8 @@ class WorkflowTask:
     max_attempts: int
     backoff: float
     on_interrupted: Literal["rerun", "fail", "ask"]
+    grace: float
+    wait_for_output: bool
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class _TaskSpec(_Spec):
     env: dict[str, str] = Field(default={}, description="a mapping such as {NAME: value}")
     retries: _RetriesSpec = Field(default=_RetriesSpec(), description="a mapping of max_attempts and backoff")
     on_interrupted: Literal["rerun", "fail", "ask"] = Field(default="rerun", description="rerun, fail or ask")
+    grace: _Seconds = Field(default=GRACE_S, ge=0, description=f"a number of seconds from 0 to {SECONDS_MAX}")
+    wait_for_output: _Flag = True
 
 
 class _FileSpec(_Spec):
@@ -518,4 +523,6 @@ def _task(name: str, spec: _TaskSpec, folder: Path) -> WorkflowTask:
         max_attempts=spec.retries.max_attempts,
         backoff=spec.retries.backoff,
         on_interrupted=spec.on_interrupted,
+        grace=spec.grace,
+        wait_for_output=spec.wait_for_output,
     )

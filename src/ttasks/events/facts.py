@@ -94,7 +94,8 @@ class TaskCreated(TaskFact):
 
     `env` holds the extra variables whose values may be recorded, `env_digests` a keyed digest of each secret one.
     `derived_from` is the task that this one repeats, in a graph made by `TaskGraph.retry`. `redacted` names the fields
-    in which a secret was replaced: they can't be restored.
+    in which a secret was replaced: they can't be restored. `grace` is the time in seconds between SIGTERM and SIGKILL;
+    None means 5, for ever, and `wait_for_output` None means true: that was the rule before tasks could say otherwise.
     """
 
     name: str
@@ -111,6 +112,8 @@ class TaskCreated(TaskFact):
     error: str | None = None
     derived_from: str | None = None
     redacted: tuple[str, ...] | None = None
+    grace: float | None = None
+    wait_for_output: bool | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +133,7 @@ class TaskStarted(TaskFact):
 
     `attempt` counts from 1 over the task's life, `retry` from 0 within one use of its retry policy. `handler` is the
     qualified name of what runs it. None in `attempt` (and with it in all the rest): RUNNING was set by hand.
-    `redacted` names the fields in which a secret was replaced.
+    `redacted` names the fields in which a secret was replaced. `grace` and `wait_for_output` are as in TaskCreated.
     """
 
     attempt: int | None = None
@@ -146,6 +149,8 @@ class TaskStarted(TaskFact):
     graph: str | None = None
     run: int | None = None
     redacted: tuple[str, ...] | None = None
+    grace: float | None = None
+    wait_for_output: bool | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -345,20 +350,30 @@ class GraphCancelRequested(GraphFact):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GraphRunFinished(GraphFact):
-    """`errors` maps the id of each task that has one to ``{"type": qualified name, "text": str}``."""
+    """`errors` maps the id of each task that has one to ``{"type": qualified name, "text": str}``.
+
+    `duration` is how long this runner worked at the run, in seconds, by a monotonic clock. A run that was resumed has
+    several such stretches, one in each GraphRunInterrupted and one here; None: ledgers of format 2 did not record it.
+    """
 
     run: int
     outcome: RunStatus
     errors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    duration: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GraphRunInterrupted(GraphFact):
-    """The run's runner died or was stopped; `why` says what is known of it."""
+    """The run's runner died or was stopped; `why` says what is known of it.
+
+    `duration` is how long that runner worked at the run, in seconds: by a monotonic clock where the runner recorded
+    this itself, else from the start of its work to the last event that it recorded.
+    """
 
     run: int
     why: str
     errors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    duration: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -104,6 +104,8 @@ class TaskContext:
         self.payload: str = task.payload
         self.timeout: float | None = task.timeout
         self.cwd: str | None = task.cwd
+        self.grace: float = task.grace
+        self.wait_for_output: bool = task.wait_for_output
         self.env: Mapping[str, str] = MappingProxyType(task.env)
 
     @property

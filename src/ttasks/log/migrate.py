@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 APPLICATION_ID: Final = 0x74746B73
 """``ttks``: what `PRAGMA application_id` says of a ledger."""
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """The number of the newest migration, which `PRAGMA user_version` says of a current ledger."""
 
 

@@ -17,13 +17,15 @@ POSITION_MAX: Final = 2**63 - 1
 class EventFilter:
     """Which events are wanted, and in which order. What is given has to hold, all of it.
 
-    `kind` is that of their streams (``task``, ``graph``, ``runner``); `types` are the types that are wanted (none:
+    `kind` is that of their streams (``task``, ``graph``, ``runner``); `runner` is the position of the RunnerStarted of
+    the process that recorded them; `types` are the types that are wanted (none:
     all), `without` those that are not; `after` and `before` are positions and don't count themselves, `since` and
     `until` are times and do; `limit` is how many at the most.
     """
 
     stream: str | None = None
     kind: str | None = None
+    runner: int | None = None
     types: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     after: int | None = None
@@ -67,6 +69,8 @@ class EventFilter:
         if self.kind is not None:
             # The + keeps SQLite from the index of the streams: the log is read once, in its order, not sorted.
             add("+stream GLOB ?", f"{self.kind}-*")
+        if self.runner is not None:
+            add("runner = ?", self.runner)
         if self.types:
             add(f"type IN ({', '.join('?' * len(self.types))})", *self.types)
         if self.without:

@@ -14,6 +14,11 @@ def check_str(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")
 
 
+def check_bool(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def check_timeout(value: object) -> None:
     if value is None:
         return

@@ -13,6 +13,7 @@ from ttasks import clock
 from ttasks.errors import AlreadyRunningError
 from ttasks.events.facts import GraphCreated, GraphFact, GraphRevised, Member, Source
 from ttasks.events.status import RunStatus, TaskStatus
+from ttasks.model.checks import check_bool
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.public import public
@@ -133,10 +134,8 @@ class TaskGraph:
         for dependency in dependencies:
             if not isinstance(dependency, Task):
                 raise TypeError(f"Expected Task dependency, got {type(dependency).__name__}")
-        if not isinstance(finally_, bool):
-            raise TypeError(f"finally_ must be a bool, got {finally_!r}")
-        if not isinstance(required, bool):
-            raise TypeError(f"required must be a bool, got {required!r}")
+        check_bool(finally_, "finally_")
+        check_bool(required, "required")
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
         if not required and not finally_:

@@ -53,6 +53,9 @@ class Run:
     until somebody records that it was interrupted. `runner` is the process that runs it, or the last one that did;
     `cancel_requested_by` is who wanted it cancelled, `why` how they said so, or what is known of an interruption.
     `errors` maps the id of each task that raised something to what it was. `position` is that of its GraphRunStarted.
+    `duration` is how many seconds its runners worked at it, by a clock that can't be set; the time between a crash and
+    a resume is not counted. While the run goes on it has only the
+    stretches before; it is None for runs that ended in a ledger of format 2.
     """
 
     graph_id: str
@@ -66,6 +69,7 @@ class Run:
     cancel_requested_by: str | None = None
     why: str | None = None
     errors: Mapping[str, RecordedError] = field(default_factory=dict, compare=False)
+    duration: float | None = None
 
     @classmethod
     def _of(cls, state: RunState, runner: Runner) -> Run:
@@ -82,6 +86,7 @@ class Run:
             cancel_requested_by=state.cancel_requested_by,
             why=state.why,
             errors=errors,
+            duration=state.duration,
         )
 
 

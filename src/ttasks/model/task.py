@@ -7,21 +7,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from subprocess import CompletedProcess
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
 
 from ttasks import clock
 from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
-from ttasks.model.checks import check_env, check_error, check_str, check_timeout
+from ttasks.model.checks import check_bool, check_env, check_error, check_number, check_str, check_timeout
 from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded
 from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
 from ttasks.state.record import evolve, made
-from ttasks.state.task import TaskState, apply, snapshot
+from ttasks.state.task import GRACE_S, TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
 OnInterruptedName = Literal["rerun", "fail", "ask"]
@@ -34,6 +34,19 @@ class Proposal:
     facts: tuple[TaskFact, ...]
     expected: int
     pending: tuple[TaskFact, ...] = ()
+
+
+class TaskFields(TypedDict, total=False):
+    """The fields of a `Task` that its factories take too."""
+
+    description: str
+    timeout: float | None
+    cwd: str | None
+    env: Mapping[str, str] | None
+    on_interrupted: OnInterruptedName
+    name: str | None
+    grace: float
+    wait_for_output: bool
 
 
 class Task(TaskView):
@@ -52,6 +65,9 @@ class Task(TaskView):
             printed of them (SPEC §8).
         on_interrupted: ``"rerun"``, ``"fail"`` or ``"ask"``: what becomes of it when its runner dies.
         name: what it is called in its workflow; default: the title.
+        grace: seconds between SIGTERM and SIGKILL when its processes are ended, 0 or more.
+        wait_for_output: False lets a script succeed as soon as it has exited with 0, though processes that it started
+            hold its output open: they live on, and what they print after that is dropped.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -76,6 +92,8 @@ class Task(TaskView):
         env: Mapping[str, str] | None = None,
         on_interrupted: OnInterruptedName = "rerun",
         name: str | None = None,
+        grace: float = GRACE_S,
+        wait_for_output: bool = True,
     ) -> None:
         check_str(title, "title")
         check_str(payload, "payload")
@@ -91,6 +109,8 @@ class Task(TaskView):
         if name is not None:
             check_str(name, "name")
         check_str(on_interrupted, "on_interrupted")
+        check_number(grace, "grace")
+        check_bool(wait_for_output, "wait_for_output")
         extra = check_env(env)
         self._begin(
             TaskState(
@@ -110,6 +130,8 @@ class Task(TaskView):
                 derived_from=None,
                 version=0,
                 error=error,
+                grace=float(grace),
+                wait_for_output=wait_for_output,
             ),
             extra,
         )
@@ -137,6 +159,8 @@ class Task(TaskView):
                     derived_from=view.id,
                     version=0,
                     redacted=view.redacted,
+                    grace=view.grace,
+                    wait_for_output=view.wait_for_output,
                 )
             )
             fresh._given = self._given.copy()
@@ -158,72 +182,30 @@ class Task(TaskView):
         self._resumption = None
 
     @classmethod
-    def bash(
-        cls,
-        payload: str,
-        *,
-        title: str = "",
-        description: str = "",
-        timeout: float | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        on_interrupted: OnInterruptedName = "rerun",
-        name: str | None = None,
-    ) -> Self:
+    def bash(cls, payload: str, *, title: str = "", **fields: Unpack[TaskFields]) -> Self:
         """Return a task that runs a Bash script; the fields are as in `Task`."""
-        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
-        return cls(title, payload, TaskType.BASH, description, name=name, **fields)
+        return cls._of(TaskType.BASH, payload, title, fields)
 
     @classmethod
-    def powershell(
-        cls,
-        payload: str,
-        *,
-        title: str = "",
-        description: str = "",
-        timeout: float | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        on_interrupted: OnInterruptedName = "rerun",
-        name: str | None = None,
-    ) -> Self:
+    def powershell(cls, payload: str, *, title: str = "", **fields: Unpack[TaskFields]) -> Self:
         """Return a task that runs a PowerShell script; the fields are as in `Task`."""
-        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
-        return cls(title, payload, TaskType.POWERSHELL, description, name=name, **fields)
+        return cls._of(TaskType.POWERSHELL, payload, title, fields)
 
     @classmethod
-    def prompt(
-        cls,
-        payload: str,
-        *,
-        title: str = "",
-        description: str = "",
-        timeout: float | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        on_interrupted: OnInterruptedName = "rerun",
-        name: str | None = None,
-    ) -> Self:
+    def prompt(cls, payload: str, *, title: str = "", **fields: Unpack[TaskFields]) -> Self:
         """Return a task that asks GitHub Copilot, in one turn without tools; the fields are as in `Task`."""
-        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
-        return cls(title, payload, TaskType.PROMPT, description, name=name, **fields)
+        return cls._of(TaskType.PROMPT, payload, title, fields)
 
     @classmethod
-    def agent(
-        cls,
-        payload: str,
-        *,
-        title: str = "",
-        description: str = "",
-        timeout: float | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        on_interrupted: OnInterruptedName = "rerun",
-        name: str | None = None,
-    ) -> Self:
+    def agent(cls, payload: str, *, title: str = "", **fields: Unpack[TaskFields]) -> Self:
         """Return a task that instructs a GitHub Copilot agent; the fields are as in `Task`."""
-        fields: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": env, "on_interrupted": on_interrupted}
-        return cls(title, payload, TaskType.AGENT, description, name=name, **fields)
+        return cls._of(TaskType.AGENT, payload, title, fields)
+
+    @classmethod
+    def _of(cls, type: TaskType, payload: str, title: str, fields: TaskFields) -> Self:
+        if unknown := fields.keys() - TaskFields.__annotations__:
+            raise TypeError(f"a {type} task is made without {', '.join(sorted(unknown))}: see Task for its fields")
+        return cls(title, payload, type, **fields)
 
     @classmethod
     def _load(cls, state: TaskState, ledger: str, history: History) -> Task:
@@ -526,6 +508,8 @@ def _created(state: TaskState) -> TaskCreated:
         error=state.error,
         derived_from=state.derived_from,
         redacted=state.redacted,
+        grace=None if state.grace == GRACE_S else state.grace,
+        wait_for_output=None if state.wait_for_output else False,
     )
 
 

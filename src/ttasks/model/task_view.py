@@ -96,6 +96,16 @@ class TaskView:
         return self._view.on_interrupted.value
 
     @property
+    def grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL when its processes are ended."""
+        return self._view.grace
+
+    @property
+    def wait_for_output(self) -> bool:
+        """True where a script that has exited lasts until its output is closed by all that it started."""
+        return self._view.wait_for_output
+
+    @property
     def derived_from(self) -> str | None:
         """The id of the task that this one repeats, in a graph that `TaskGraph.retry` made."""
         return self._view.derived_from

@@ -46,6 +46,7 @@ from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
 from ttasks.runtime.output import OutputBuffer, Printing
 from ttasks.state.rows import tail
+from ttasks.state.task import GRACE_S
 
 Handler = Callable[[TaskContext], Any]
 ONCE: Final = RetryPolicy()
@@ -181,6 +182,8 @@ class Attempt:
             retry_policy=self.policy.spec() if self.policy != ONCE else None,
             graph=self.run.graph if self.run is not None else None,
             run=self.run.run if self.run is not None else None,
+            grace=None if context.grace == GRACE_S else context.grace,
+            wait_for_output=None if context.wait_for_output else False,
         )
 
     def _moved_to(self) -> str | None:

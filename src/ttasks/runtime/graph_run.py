@@ -77,6 +77,7 @@ class GraphRun:
         self._broken: BaseException | None = None
         self._run: RunRef | None = None
         self._position: int | None = None
+        self._began_s = clock.monotonic_s()
 
     # --- who waits, who leads --------------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class GraphRun:
         self._let_workers_end()
         if not self._is_closed:
             with contextlib.suppress(TtasksError):  # a ledger that is lost: the end stays pending
-                self._close(lambda run: GraphRunInterrupted(run, f"it broke: {error!r}", self._recorded_errors()))
+                self._close(lambda run: self._interrupted(run, f"it broke: {error!r}"))
 
     def _let_workers_end(self) -> None:
         for worker in self._workers:
@@ -221,7 +222,7 @@ class GraphRun:
         outcome = RunStatus.SUCCEEDED if self._is_ok() else RunStatus.FAILED
         if self._is_cancelled:
             outcome = RunStatus.CANCELLED
-        self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors()))
+        self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors(), self._worked_s()))
         self._executor._keep_graph(self._graph)
 
     def _is_ok(self) -> bool:
@@ -234,7 +235,13 @@ class GraphRun:
         self._is_closed = True
         if self._run is not None:
             why = f"the ledger was lost: {lost}"
-            self._graph._advance(GraphRunInterrupted(self._run.run, why, self._recorded_errors()))
+            self._graph._advance(self._interrupted(self._run.run, why))
+
+    def _interrupted(self, run: int, why: str) -> GraphRunInterrupted:
+        return GraphRunInterrupted(run, why, self._recorded_errors(), self._worked_s())
+
+    def _worked_s(self) -> float:
+        return clock.monotonic_s() - self._began_s
 
     def _close(self, fact: Callable[[int], GraphFact]) -> None:
         self._is_closed = True
@@ -317,7 +324,7 @@ class GraphRun:
                 self._lose(lost)
             except StreamConflictError:  # it did end, just now: its worker has recorded how
                 continue
-        self._close(lambda run: GraphRunInterrupted(run, why, self._recorded_errors()))
+        self._close(lambda run: self._interrupted(run, why))
         self._executor._keep_graph(self._graph)
         self._orders.put(None)
 

@@ -41,7 +41,11 @@ class GraphState:
 
 @dataclass(frozen=True)
 class RunState:
-    """One run of a graph, and its row in `runs`. `runner` is the position of the RunnerStarted that runs it now."""
+    """One run of a graph, and its row in `runs`. `runner` is the position of the RunnerStarted that runs it now.
+
+    `duration` is how long its runners worked at it, in seconds: the sum of the stretches that have ended. None where
+    one of them was not recorded, as in ledgers of format 2.
+    """
 
     graph_id: str
     run: int
@@ -54,6 +58,7 @@ class RunState:
     cancel_requested_by: str | None = None
     why: str | None = None
     errors: Errors = field(default_factory=dict)
+    duration: float | None = None
 
 
 def apply(state: GraphState | None, fact: f.Fact | OpaqueEvent, *, graph_id: str, version: int) -> GraphState:
@@ -156,13 +161,26 @@ def apply_run(
                 RunStatus.RUNNING,
                 fact.max_workers,
                 started_at=recorded_at,
+                duration=0.0,
             )
         case f.GraphRunResumed() if run is not None:
             return evolve(run, status=RunStatus.RUNNING, runner=runner, finished_at=None)
         case f.GraphCancelRequested() if run is not None and run.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
             return evolve(run, cancel_requested_by=fact.by, why=fact.why)
         case f.GraphRunFinished() if run is not None:
-            return evolve(run, status=fact.outcome, finished_at=recorded_at, errors=fact.errors)
+            worked_s = _sum(run.duration, fact.duration)
+            return evolve(run, status=fact.outcome, finished_at=recorded_at, errors=fact.errors, duration=worked_s)
         case f.GraphRunInterrupted() if run is not None:
-            return evolve(run, status=RunStatus.INTERRUPTED, finished_at=recorded_at, why=fact.why, errors=fact.errors)
+            return evolve(
+                run,
+                status=RunStatus.INTERRUPTED,
+                finished_at=recorded_at,
+                why=fact.why,
+                errors=fact.errors,
+                duration=_sum(run.duration, fact.duration),
+            )
     return run
+
+
+def _sum(before_s: float | None, stretch_s: float | None) -> float | None:
+    return None if before_s is None or stretch_s is None else before_s + stretch_s

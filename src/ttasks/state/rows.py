@@ -118,7 +118,7 @@ TASKS: Final = (
     "running_attempt", "retry", "retry_due_at", "cancel_requested_by", "interruptions", "resolution", "is_deleted",
     "version", "result_status", "result_attempt", "result_started_at", "result_finished_at", "result_duration",
     "result_error", "result_error_length", "result_returncode", "result_reason", "result_error_code",
-    "redacted",
+    "redacted", "grace", "wait_for_output",
 )  # fmt: skip
 _NO_RESULT: Final = (None,) * 10
 
@@ -171,6 +171,8 @@ def task_row(state: TaskState) -> Row:
         state.version,
         *ending,
         None if state.redacted is None else to_json(state.redacted),
+        state.grace,
+        int(state.wait_for_output),
     )
 
 
@@ -187,7 +189,7 @@ def task_state(row: Row) -> TaskState:
         running_attempt, retry, retry_due_at, cancel_requested_by, interruptions, resolution, is_deleted,
         version, result_status, result_attempt, result_started_at, result_finished_at, result_duration,
         result_error, result_error_length, result_returncode, result_reason, result_error_code,
-        redacted,
+        redacted, grace, wait_for_output,
     ) = row  # fmt: skip
     result = None
     if result_status is not None:
@@ -233,6 +235,8 @@ def task_state(row: Row) -> TaskState:
         resolution=resolution,
         is_deleted=bool(is_deleted),
         redacted=None if redacted is None else tuple(json.loads(redacted)),
+        grace=grace,
+        wait_for_output=bool(wait_for_output),
         result=result,
     )
 
@@ -399,7 +403,7 @@ def _retry_spec(stored: str | None) -> RetrySpec | None:
 
 RUNS: Final = (
     "graph_id", "run", "status", "started_at", "finished_at", "max_workers", "cancel_requested_by", "why", "errors",
-    "runner", "position",
+    "runner", "position", "duration",
 )  # fmt: skip
 
 
@@ -417,6 +421,7 @@ def run_row(state: RunState) -> Row:
         to_json(state.errors),
         state.runner,
         state.position,
+        state.duration,
     )
 
 
@@ -435,6 +440,7 @@ def run_state(row: Row) -> RunState:
         cancel_requested_by=_from_text(data["cancel_requested_by"]),
         why=_from_text(data["why"]),
         errors=json.loads(data["errors"]),
+        duration=data["duration"],
     )
 
 

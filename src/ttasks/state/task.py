@@ -17,6 +17,9 @@ from ttasks.state.agent import AGENT_FACTS, AGENT_REPORTS
 from ttasks.state.record import evolve, made
 from ttasks.state.transitions import PENDING, RUNNING, SUCCEEDED, next_status
 
+GRACE_S: Final = 5.0
+"""The seconds between SIGTERM and SIGKILL that a missing `grace` stands for in every ledger: it can never change."""
+
 
 @dataclass(frozen=True)
 class ResultState:
@@ -45,7 +48,7 @@ class TaskState:
     `attempts` counts the attempts started; `running_attempt` is the one that runs (None: none, or RUNNING by hand).
     `retry` is the number of the retry that runs or is scheduled; `interruptions` counts interrupted attempts in a
     row; `version` is the number of events folded. `error` is a tail where `error_length` is not None. `redacted` names
-    the fields in which a secret was replaced, in alphabetical order; None: none.
+    the fields in which a secret was replaced, in alphabetical order; None: none. `grace` is seconds.
     """
 
     id: str
@@ -75,6 +78,8 @@ class TaskState:
     resolution: str | None = None
     is_deleted: bool = False
     redacted: tuple[str, ...] | None = None
+    grace: float = GRACE_S
+    wait_for_output: bool = True
     result: ResultState | None = None
 
     @property
@@ -154,6 +159,8 @@ def _created(task_id: str, fact: f.TaskCreated, version: int) -> TaskState:
         resolution=None,
         is_deleted=False,
         redacted=fact.redacted,
+        grace=GRACE_S if fact.grace is None else fact.grace,
+        wait_for_output=fact.wait_for_output is not False,
         result=None,
     )
 

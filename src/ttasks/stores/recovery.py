@@ -10,6 +10,8 @@ from ttasks.errors import AlreadyRunningError
 from ttasks.events.agent_facts import AgentSessionOpened
 from ttasks.events.facts import (
     GraphRunInterrupted,
+    GraphRunResumed,
+    GraphRunStarted,
     ProcessReaped,
     TaskCancelled,
     TaskFact,
@@ -83,7 +85,18 @@ class Recovery:
 
     def interrupted_run(self, run: RunState) -> GraphRunInterrupted:
         """Return the fact that a run's runner is gone."""
-        return GraphRunInterrupted(run.run, gone(self.liveness.runner(run.runner)))
+        return GraphRunInterrupted(run.run, gone(self.liveness.runner(run.runner)), duration=self._worked_s(run))
+
+    def _worked_s(self, run: RunState) -> float | None:
+        """Return how long the runner that is gone had worked at the run when it recorded its last event."""
+        claims = (GraphRunStarted.__name__, GraphRunResumed.__name__)
+        stretch = EventFilter(f"graph-{run.graph_id}", types=claims, newest_first=True, limit=1)
+        began = next(iter(self._readers.matching(stretch)), None)
+        if began is None:
+            return None
+        last = EventFilter(runner=run.runner, after=began.position - 1, newest_first=True, limit=1)
+        heard = [event.recorded_at for event in self._readers.matching(last)]
+        return max(0.0, (max(heard, default=began.recorded_at) - began.recorded_at).total_seconds())
 
     def _is_only_here(self, task: Task) -> bool:
         """True for a task that runs as far as this handle says, and not as far as the ledger does."""
