@@ -49,7 +49,7 @@ def test_a_page_of_a_stream_begins_where_the_one_before_ended(
         {"kind": "task", "without": ("TaskOutput",)},
         {"until": AT},
         {"runner": 2},
-    ],  # fmt: skip
+    ],
 )
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_a_page_of_the_log_begins_where_the_one_before_ended(
