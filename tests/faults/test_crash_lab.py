@@ -75,7 +75,7 @@ def test_a_resume_that_is_stopped_itself_is_resumed_to_the_same_end(crash_lab: M
     lab = crash_lab(build)
     chance = random.Random(shape)
     appends = lab.appends()
-    for _ in range(40 if CAMPAIGN else 3):
+    for _ in range(15 if CAMPAIGN else 3):
         crash = lab.crash(chance.randint(2, appends - 1), chance.choice(list(Moment)))
         before = crash.tasks()
         for _ in range(2):  # a third interruption would make a task wait for a person

@@ -179,7 +179,7 @@ def test_every_event_that_was_reported_with_a_record_survives_kill_9(tmp_path: P
     ledger = tmp_path / "ledger.db"
     subprocess.run([sys.executable, "-c", WRITER, str(ledger), "1"], check=True, capture_output=True)
     reported: set[int] = set()
-    for round_ in range(300 if CAMPAIGN else 5):
+    for round_ in range(100 if CAMPAIGN else 5):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(ledger), "100000"], stdout=subprocess.PIPE)
         for _ in range(1 + round_ * 7 % 40):
             reported.add(int(writer.stdout.readline()))
@@ -224,7 +224,7 @@ sys.exit(1 if failures else 0)
 
 @pytest.mark.campaign
 def test_four_processes_and_eight_threads_append_at_once_while_one_reads(tmp_path: Path) -> None:
-    ledger, count = tmp_path / "ledger.db", 200 if CAMPAIGN else 10
+    ledger, count = tmp_path / "ledger.db", 80 if CAMPAIGN else 10
     writers = [
         subprocess.Popen([sys.executable, "-c", APPENDER, str(ledger), "8", str(count)], stderr=subprocess.PIPE)
         for _ in range(4)

@@ -60,7 +60,7 @@ def test_of_two_processes_one_runs_or_changes_a_task_and_the_other_is_refused(tm
     path = tmp_path / "ledger.db"
     with SQLiteStore(path) as store:
         ids = []
-        for _ in range(200 if CAMPAIGN else 40):
+        for _ in range(100 if CAMPAIGN else 40):
             task = Task.bash("work")
             store.tasks.save(task)
             ids.append(task.id)
@@ -192,7 +192,7 @@ def test_graphs_that_are_cancelled_at_random_moments_are_settled_and_leave_no_pr
     tmp_path: Path, workers: int
 ) -> None:
     path, chance = tmp_path / "ledger.db", random.Random(workers)
-    for seed in range(200 if CAMPAIGN else 4):
+    for seed in range(80 if CAMPAIGN else 4):
         lines = stressed(path, seed, workers, press_at=chance.randrange(12))
         assert lines[-1].startswith("over")
         assert "running" not in lines[-1]

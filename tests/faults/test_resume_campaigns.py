@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_at_any_moment_is_complete_after_one_resume(
     printed = whole("run", "work.yaml").stdout.splitlines()
     choice = random.Random(11)
     in_the_middle = 0
-    for number in range(20 if CAMPAIGN else 2):
+    for number in range(10 if CAMPAIGN else 2):
         command = fresh(commands, tmp_path, workflow)
         run = command.start("run", "work.yaml")
         lines = choice.randint(0, len(printed) - 5)
@@ -156,7 +156,7 @@ def test_a_command_that_is_killed_at_any_append_is_complete_after_one_resume(
     appends = int((whole.folder / "appends").read_text())
     choice = random.Random(13)
     happened = 0
-    for number in range(300 if CAMPAIGN else 10):
+    for number in range(100 if CAMPAIGN else 10):
         at, moment = choice.randint(1, appends), choice.choice(["before", "after"])
         command = fresh(commands, tmp_path, SMALL)
         run = command.start_process([sys.executable, "-c", COUNTED, str(at), moment, "run", "work.yaml"])
@@ -164,7 +164,7 @@ def test_a_command_that_is_killed_at_any_append_is_complete_after_one_resume(
         happened += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), (number, at, moment)
         resume_and_check(command, tasks, f"round {number}: {moment} append {at}")
-    assert happened > (280 if CAMPAIGN else 7)
+    assert happened > (90 if CAMPAIGN else 7)
 
 
 RACE = """
@@ -177,7 +177,7 @@ tasks:
 
 def test_of_two_that_resume_at_once_one_wins_and_no_task_runs_twice(commands: list[Command], tmp_path: Path) -> None:
     told = Counter[str]()
-    for number in range(50 if CAMPAIGN else 3):
+    for number in range(20 if CAMPAIGN else 3):
         command = fresh(commands, tmp_path, RACE)
         run = command.start("run", "work.yaml")
         command.await_file("started")
@@ -228,7 +228,7 @@ def test_a_live_runner_is_never_taken_for_dead(commands: list[Command], tmp_path
     looks = 0
     with SQLiteStore(command.ledger) as store, TaskExecutor(store) as executor:
         until(lambda: len(store.graphs) > 4)
-        over_s = time.monotonic() + (60 if CAMPAIGN else 3)
+        over_s = time.monotonic() + (20 if CAMPAIGN else 3)
         while time.monotonic() < over_s:
             assert store.interrupted() == []
             assert executor.resume() == []
@@ -258,7 +258,7 @@ def test_a_runner_that_ends_while_somebody_looks_is_never_taken_for_dead(
 ) -> None:
     command = fresh(commands, tmp_path, "tasks: {}")
     with SQLiteStore(command.ledger) as store, TaskExecutor(store) as executor:
-        for number in range(100 if CAMPAIGN else 4):
+        for number in range(40 if CAMPAIGN else 4):
             runners = [
                 command.start_process([sys.executable, "-c", QUICK, str(command.ledger), str(1 + number % 3)])
                 for _ in range(4)

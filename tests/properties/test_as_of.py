@@ -20,7 +20,7 @@ from ttasks.log.transaction import Batch
 from ttasks.state import rows
 
 pytestmark = [pytest.mark.usefixtures("outside_git"), pytest.mark.campaign, pytest.mark.timeout(1800)]
-EXAMPLES = 500 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 30
+EXAMPLES = 150 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 30
 AnyStore = SQLiteStore | InMemoryStore | PastStore
 IDS = ("a", "b", "g", "never")
 

@@ -39,7 +39,7 @@ PENDING, SUCCEEDED, FAILED = TaskStatus.PENDING, TaskStatus.SUCCEEDED, TaskStatu
 CANCELLED, BLOCKED = TaskStatus.CANCELLED, TaskStatus.BLOCKED
 PATIENCE_S = 60
 IS_CAMPAIGN = os.environ.get("TTASKS_CAMPAIGN") == "full"
-EXAMPLES = 500 if IS_CAMPAIGN else 60
+EXAMPLES = 200 if IS_CAMPAIGN else 60
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ttasks import SQLiteStore, Task, TaskCancelled, TaskContext, TaskExecutor, TaskGraph, TaskType
 from ttasks.log.verify import verify
 
-EXAMPLES = 500 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 40
+EXAMPLES = 200 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 40
 RUNS = 3
 
 

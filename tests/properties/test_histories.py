@@ -22,7 +22,7 @@ from ttasks.state import rows
 from ttasks.state import task as task_rules
 
 pytestmark = pytest.mark.usefixtures("outside_git")
-EXAMPLES = 1000 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 30
+EXAMPLES = 300 if os.environ.get("TTASKS_CAMPAIGN") == "full" else 30
 
 histories = st.fixed_dictionaries(
     {
