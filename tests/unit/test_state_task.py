@@ -25,7 +25,7 @@ from ttasks.events import facts as f
 from ttasks.events.codec import decode, encode
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import TaskFact
-from ttasks.events.status import TaskStatus
+from ttasks.events.status import OnInterrupted, TaskStatus
 from ttasks.state import decide
 from ttasks.state.record import evolve
 from ttasks.state.task import (
@@ -691,8 +691,20 @@ def test_a_snapshot_read_back_from_json_is_the_state_without_what_only_its_ledge
 
     back = from_snapshot("t", stored.state, state.version)
 
-    gone = {"running_attempt": None, "retry_due_at": None, "cancel_requested_by": None, "is_deleted": False}
+    gone: dict[str, object] = {"retry_due_at": None, "cancel_requested_by": None, "is_deleted": False}
+    if state.running_attempt is not None:
+        gone["on_interrupted"] = OnInterrupted.ASK  # how it ends is recorded elsewhere
     assert vars(back) == {**vars(state), **gone}
+
+
+@settings(max_examples=100)
+@given(task_histories())
+def test_a_snapshot_for_the_ledger_that_it_comes_from_lacks_only_the_deletion(history: list[TaskFact]) -> None:
+    state = fold(*history)
+    stored = decode("TaskImported", 1, encode(f.TaskImported(snapshot(state, is_at_home=True))))
+    assert isinstance(stored, f.TaskImported)
+
+    assert vars(from_snapshot("t", stored.state, state.version)) == {**vars(state), "is_deleted": False}
 
 
 @settings(max_examples=100)

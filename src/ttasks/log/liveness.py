@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from ttasks import clock
+from ttasks.events.envelope import RecordedEvent
+from ttasks.events.facts import TaskImported
 from ttasks.events.status import RunStatus
 from ttasks.log import runner as host
 from ttasks.log.files import runner_path
@@ -29,7 +31,7 @@ CHILD_WAIT_S: Final = 0.5
 """How long a lock may be held after its runner's process is gone, before somebody else is taken to hold it."""
 LOOK_AGAIN_S: Final = 0.005
 
-_IN_HAND: Final[Counter[tuple[str, str]]] = Counter()
+_IN_HAND: Final[Counter[tuple[str | None, str]]] = Counter()
 _IN_HAND_LOCK = threading.Lock()
 
 
@@ -106,13 +108,16 @@ def is_alive(runner: RunnerState, ledger: Path | None) -> bool:
     return False
 
 
-def take_in_hand(ledger: str, stream: str) -> None:
-    """Say that this process runs what `stream` is about: from before that is recorded, until `let_go`."""
+def take_in_hand(ledger: str | None, stream: str) -> None:
+    """Say that this process runs what `stream` is about: from before that is recorded, until `let_go`.
+
+    `ledger` is where it is recorded; None: nowhere.
+    """
     with _IN_HAND_LOCK:
         _IN_HAND[ledger, stream] += 1
 
 
-def let_go(ledger: str, stream: str) -> None:
+def let_go(ledger: str | None, stream: str) -> None:
     """Say once that this process does not run it any more."""
     with _IN_HAND_LOCK:
         _IN_HAND[ledger, stream] -= 1
@@ -136,7 +141,11 @@ class Liveness:
         return self._runners[position]
 
     def runs(self, stream: str, runner: int) -> bool:
-        """True while the runner that registered at position `runner` runs what `stream` is about.
+        """True while the runner that registered at position `runner` runs what `stream` is about."""
+        return self._runs(self._ledger, stream, runner)
+
+    def _runs(self, ledger: str | None, stream: str, runner: int) -> bool:
+        """True while a runner of this ledger runs what is recorded in `ledger` (None: nowhere).
 
         Of its own attempts and runs a process knows better than its pid says: what it does not run is dead.
         """
@@ -149,21 +158,33 @@ class Liveness:
             return False
         state = self.runner(runner)
         assert state is not None
-        return not host.is_this_process(state) or (self._ledger, stream) in _IN_HAND
+        return not host.is_this_process(state) or (ledger, stream) in _IN_HAND
 
     def owner(self, task: TaskState) -> int | None:
-        """Return the position of the runner that runs a task, or waits for its retry; None: RUNNING by hand."""
+        """Return the position of the runner that runs a task, or waits for its retry.
+
+        None: it is RUNNING by hand, or its runner records elsewhere, and all that is here is a snapshot.
+        """
         if task.running_attempt is not None:
-            return self._readers.attempts(task.id)[-1].runner
-        if task.retry_due_at is None:
-            return None
-        scheduled = EventFilter(f"task-{task.id}", types=("TaskRetryScheduled",), newest_first=True, limit=1)
-        return next((event.runner for event in self._readers.matching(scheduled)), None)
+            attempt = next(iter(self._readers.attempts(task.id)[-1:]), None)
+            return attempt.runner if attempt is not None and attempt.attempt == task.running_attempt else None
+        scheduled = self._latest(task, "TaskRetryScheduled") if task.retry_due_at is not None else None
+        return scheduled.runner if scheduled is not None else None
 
     def is_run(self, task: TaskState) -> bool:
         """True while somebody runs the task, or waits for its retry."""
-        owner = self.owner(task)
-        return owner is not None and self.runs(f"task-{task.id}", owner)
+        owner, stream = self.owner(task), f"task-{task.id}"
+        if owner is not None:
+            return self.runs(stream, owner)
+        imported = self._latest(task, "TaskImported") if task.running_attempt is not None else None
+        if imported is None or not isinstance(imported.fact, TaskImported) or imported.runner is None:
+            return False
+        # Whoever saved the snapshot is taken for who runs it: the ledger that the attempt is in can't be asked here.
+        return self._runs(imported.fact.ledger, stream, imported.runner)
+
+    def _latest(self, task: TaskState, type_: str) -> RecordedEvent | None:
+        latest = EventFilter(f"task-{task.id}", types=(type_,), newest_first=True, limit=1)
+        return next(self._readers.matching(latest), None)
 
     def is_graph_run(self, graph_id: str) -> bool:
         """True while somebody runs the graph's latest run."""

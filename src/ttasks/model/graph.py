@@ -16,6 +16,7 @@ from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.model.checks import check_bool
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
+from ttasks.model.task_view import Keeper
 from ttasks.public import public
 from ttasks.state.graph import GraphState
 from ttasks.state.planner import check
@@ -64,7 +65,7 @@ class TaskGraph:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
-        self._is_running = False
+        self._keeper: Keeper | None = None
         self._recording = threading.RLock()
         self._tasks: dict[str, Task] = {}
         self._not_added: dict[str, Task] = {}
@@ -397,16 +398,27 @@ class TaskGraph:
             )
         return graph
 
-    def _enter_run(self) -> None:
-        """Take note that it runs. AlreadyRunningError: it does already, here."""
+    def _enter_run(self, ledger: str | None) -> None:
+        """Take note that it runs: it, and its tasks, belong to `ledger` (None: to none) until `_leave_run`.
+
+        Raises:
+            AlreadyRunningError: it runs already, here.
+        """
         with self._lock:
-            if self._is_running:
+            if self._keeper is not None:
                 raise AlreadyRunningError(f"graph '{self._title}' ({self._id}) is running already. Nothing was written")
-            self._is_running = True
+            keeper = self._keeper = Keeper(ledger)
+            tasks = list(self._tasks.values())
+        for task in tasks:
+            task._keep_for_run(keeper)
 
     def _leave_run(self) -> None:
         with self._lock:
-            self._is_running = False
+            keeper, self._keeper = self._keeper, None
+            tasks = list(self._tasks.values())
+        if keeper is not None:
+            for task in tasks:
+                task._let_go(keeper)
 
     def _check(self) -> None:
         """Refuse a graph that can't be run: see `run`."""
@@ -441,8 +453,14 @@ class TaskGraph:
             return GraphProposal((self._created(), *kept), expected, changed, self._revised_title, kept)
 
     def _committed(self, ledger: str, state: GraphState, proposal: GraphProposal) -> None:
-        """Take note that a ledger now has the graph at `state`, what `proposal` holds included."""
+        """Take note that a ledger now has the graph at `state`, what `proposal` holds included.
+
+        While it belongs to a run that is recorded elsewhere, the ledger has a snapshot and nothing more.
+        """
         with self._lock:
+            if self._keeper is not None and self._keeper.ledger != ledger:
+                self._seen[ledger] = state.version
+                return
             self._ledger = ledger
             self._seen[ledger] = state.version
             self._state = state

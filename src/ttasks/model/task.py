@@ -17,7 +17,7 @@ from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
 from ttasks.model.checks import check_bool, check_env, check_error, check_number, check_str, check_timeout
 from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded
-from ttasks.model.task_view import History, TaskView, is_same_ending
+from ttasks.model.task_view import History, Keeper, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
 from ttasks.state.record import evolve, made
@@ -29,11 +29,17 @@ OnInterruptedName = Literal["rerun", "fail", "ask"]
 
 @dataclass(slots=True)
 class Proposal:
-    """What a handle wants recorded: facts for its stream, of which it has seen `expected` events."""
+    """What a handle wants recorded: facts for its stream, of which it has seen `expected` events.
+
+    Where the handle belongs to another ledger, `view` is what the facts are a snapshot of, and `mirrored_attempt` is
+    the attempt that this ledger holds as running by the snapshot before.
+    """
 
     facts: tuple[TaskFact, ...]
     expected: int
     pending: tuple[TaskFact, ...] = ()
+    view: TaskState | None = None
+    mirrored_attempt: int | None = None
 
 
 class TaskFields(TypedDict, total=False):
@@ -180,6 +186,8 @@ class Task(TaskView):
         self._history: History | None = None
         self._on_cancel: Callable[[], None] | None = None
         self._resumption = None
+        self._keepers = ()
+        self._mirrored = {}  # by ledger: what its latest snapshot showed, where the handle belongs to another
 
     @classmethod
     def bash(cls, payload: str, *, title: str = "", **fields: Unpack[TaskFields]) -> Self:
@@ -399,26 +407,60 @@ class Task(TaskView):
                 pending = tuple(self._pending)
                 return Proposal(pending, self._recorded.version, pending)
             seen = self._seen.get(ledger, 0)
+            mirrored = self._mirrored.get(ledger)
+            if mirrored is self._view:
+                return Proposal((), seen)
             state = self._given.with_env(self._view)
             if self._is_as_made and not seen:
-                return Proposal((_created(state),), 0)
-            return Proposal(self._import(state), seen, tuple(self._pending))
+                return Proposal((_created(state),), 0, view=self._view)
+            attempt = mirrored.running_attempt if mirrored is not None else None
+            return Proposal(self._import(state), seen, tuple(self._pending), self._view, attempt)
 
     def _reimport(self, expected: int) -> Proposal:
         """Return what brings back a task that was deleted, whatever this handle has seen."""
         with self._lock:
-            return Proposal(self._import(self._given.with_env(self._view)), expected, tuple(self._pending))
+            facts = self._import(self._given.with_env(self._view))
+            return Proposal(facts, expected, tuple(self._pending), self._view)
+
+    def _revive(self, ledger: str, deleted: TaskState, history: History) -> Proposal:
+        """Return what brings back a task that was deleted while it ran: as its runner knows it, whatever this shows."""
+        with self._lock:
+            facts: list[TaskFact] = [TaskImported(snapshot(deleted, is_at_home=True), ledger=ledger)]
+            if deleted.result is not None and deleted.result.attempt is not None:
+                attempt = deleted.result.attempt
+                printed = history.printed(self.id, attempt)
+                facts += _as_output(attempt, printed["stdout"], printed["stderr"])
+            pending = tuple(self._pending)
+            return Proposal((*facts, *pending), deleted.version, pending)
+
+    def _is_kept_from(self, ledger: str) -> bool:
+        """True while what runs it belongs to another ledger than this one, or to none."""
+        return bool(self._keepers) and self._keepers[-1].ledger != ledger
+
+    def _keep_for(self, keeper: Keeper) -> None:
+        """Belong to the ledger of `keeper`, an execution, until it lets go."""
+        with self._lock:
+            self._keepers = (*self._keepers, keeper)
+
+    def _keep_for_run(self, keeper: Keeper) -> None:
+        """Belong to the ledger of `keeper`, a run, until it lets go, but for what an execution keeps meanwhile."""
+        with self._lock:
+            self._keepers = (keeper, *self._keepers)
+
+    def _let_go(self, keeper: Keeper) -> None:
+        """Take note that `keeper` is done with it; nothing where it was not its keeper."""
+        with self._lock:
+            self._keepers = tuple(other for other in self._keepers if other is not keeper)
+        for unwatch in keeper.mirrors.values():
+            unwatch()
 
     def _import(self, state: TaskState) -> tuple[TaskFact, ...]:
         imported = TaskImported(snapshot(state), ledger=self._ledger)
-        result, at = self.result, iso(clock.now())
+        result = self.result
         if result is None or state.result is None or state.result.attempt is None:
             return (imported,)
-        chunks: list[Chunk] = [("stdout", at, result.output)] if result.output else []
-        stderr = self._printed_errors(result, state.result.attempt)
-        if stderr:
-            chunks.append(("stderr", at, stderr))
-        return (imported, TaskOutput(state.result.attempt, tuple(chunks))) if chunks else (imported,)
+        attempt = state.result.attempt
+        return (imported, *_as_output(attempt, result.output, self._printed_errors(result, attempt)))
 
     def _printed_errors(self, result: TaskResult, attempt: int) -> str:
         if isinstance(result.raw, CompletedProcess) and isinstance(result.raw.stderr, str):
@@ -434,9 +476,20 @@ class Task(TaskView):
         pending: Collection[TaskFact],
         history: History | None,
         redact: Callable[[str], str] | None = None,
+        mirrored: TaskState | None = None,
     ) -> None:
-        """Take note that a ledger now has the task at `state`, these of the handle's facts included, as redacted."""
+        """Take note that a ledger now has the task at `state`, these of the handle's facts included, as redacted.
+
+        While the task belongs to an execution that records elsewhere, the ledger has a snapshot of `mirrored`, and
+        nothing more.
+        """
         with self._lock:
+            if self._is_kept_from(ledger):
+                self._seen[ledger] = state.version
+                if mirrored is not None:
+                    self._mirrored[ledger] = mirrored
+                return
+            self._mirrored.pop(ledger, None)
             before = self._view.result
             self._recorded = state
             self._ledger = ledger
@@ -489,6 +542,13 @@ class Task(TaskView):
 
     def __repr__(self) -> str:
         return f"Task(id={self.id!r}, title={self.title!r}, status={self.status})"
+
+
+def _as_output(attempt: int, stdout: str, stderr: str) -> list[TaskFact]:
+    at = iso(clock.now())
+    printed: tuple[Chunk, ...] = (("stdout", at, stdout), ("stderr", at, stderr))
+    chunks = tuple(chunk for chunk in printed if chunk[2])
+    return [TaskOutput(attempt, chunks)] if chunks else []
 
 
 def _created(state: TaskState) -> TaskCreated:

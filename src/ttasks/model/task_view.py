@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -41,12 +41,23 @@ class Resumption:
     cwd: str | None = None
 
 
+@dataclass(eq=False, slots=True)
+class Keeper:
+    """An execution or a run of a graph: while it lives, the handles that it runs belong to `ledger` (None: to none).
+
+    `mirrors` undoes, by ledger, what listens for cancels in other ledgers that hold a snapshot of the running task.
+    """
+
+    ledger: str | None
+    mirrors: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+
 class TaskView:
     """The read-only side of `Task`."""
 
     __slots__ = (
-        "__weakref__", "_given", "_history", "_is_as_made", "_ledger", "_lock", "_on_cancel", "_pending", "_recorded",
-        "_recording", "_result", "_resumption", "_seen", "_view",
+        "__weakref__", "_given", "_history", "_is_as_made", "_keepers", "_ledger", "_lock", "_mirrored", "_on_cancel",
+        "_pending", "_recorded", "_recording", "_result", "_resumption", "_seen", "_view",
     )  # fmt: skip
 
     _lock: threading.RLock
@@ -56,6 +67,8 @@ class TaskView:
     _history: History | None
     _result: TaskResult | None
     _resumption: Resumption | None
+    _keepers: tuple[Keeper, ...]
+    _mirrored: dict[str, TaskState]
 
     # --- what it shows -----------------------------------------------------------------------------------------------
 

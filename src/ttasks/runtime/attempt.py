@@ -42,6 +42,7 @@ from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
+from ttasks.model.task_view import Keeper
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
 from ttasks.runtime.output import OutputBuffer, Printing
@@ -75,7 +76,7 @@ class _Execution:
 
     is_cancelled: bool = False
     is_stopped: bool = False
-    is_in_hand: bool = False
+    keeper: Keeper | None = None
     latest: Attempt | None = None
 
 

@@ -25,7 +25,7 @@ from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
-from ttasks.model.task_view import Resumption
+from ttasks.model.task_view import Keeper, Resumption
 from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
@@ -154,9 +154,9 @@ class Executions:
         waits_s = attempt.waits_s
         fact: TaskFact = attempt.start_fact() if waits_s is None else _scheduled(attempt, waits_s)
         attempt.execution.latest = attempt
-        self._take_in_hand(attempt)
+        keeper = self._take_in_hand(attempt)
         try:
-            (events,) = self._journal.record([Entry(attempt.task, [fact], owned, cause)])
+            (events,) = self._journal.record([Entry(attempt.task, [fact], owned, cause, keeper=keeper)])
         except Exception as refusal:
             if not attempt.is_retry:
                 self._out_of_hand(attempt)
@@ -165,18 +165,24 @@ class Executions:
             raise
         self._started(attempt, last(events))
 
-    def _take_in_hand(self, attempt: Attempt) -> None:
-        """Say that this process runs the task, from before its start is recorded."""
+    def _take_in_hand(self, attempt: Attempt) -> Keeper | None:
+        """Say that this process runs the task, from before its start is recorded.
+
+        Return what keeps the handle from then on, where this is the execution's first start; else None.
+        """
+        execution = attempt.execution
+        if execution.keeper is not None:
+            return None
         log = self._journal.log
-        if log is not None and not attempt.execution.is_in_hand:
-            attempt.execution.is_in_hand = True
-            take_in_hand(log.ledger, f"task-{attempt.task.id}")
+        execution.keeper = Keeper(log.ledger if log is not None else None)
+        take_in_hand(execution.keeper.ledger, f"task-{attempt.task.id}")
+        return execution.keeper
 
     def _out_of_hand(self, attempt: Attempt) -> None:
-        log = self._journal.log
-        if log is not None and attempt.execution.is_in_hand:
-            attempt.execution.is_in_hand = False
-            let_go(log.ledger, f"task-{attempt.task.id}")
+        keeper, attempt.execution.keeper = attempt.execution.keeper, None
+        if keeper is not None:
+            attempt.task._let_go(keeper)
+            let_go(keeper.ledger, f"task-{attempt.task.id}")
 
     def _started(self, attempt: Attempt, event: RecordedEvent | None) -> None:
         task = attempt.task
@@ -281,12 +287,11 @@ class Executions:
             return False
         facts = attempt.unwritten()
         before = attempt.task.status
-        if follow is not None:
-            self._take_in_hand(follow)
+        keeper = self._take_in_hand(follow) if follow is not None else None
         events: list[list[RecordedEvent]] = []
         while not events:
             try:
-                events = self._record_end(attempt, facts, more, follow)
+                events = self._record_end(attempt, facts, more, follow, keeper)
             except LedgerUnwritableError as lost:
                 if follow is not None:
                     self._out_of_hand(follow)
@@ -316,14 +321,19 @@ class Executions:
         return True
 
     def _record_end(
-        self, attempt: Attempt, facts: Sequence[TaskFact], more: Sequence[TaskFact], follow: Attempt | None
+        self,
+        attempt: Attempt,
+        facts: Sequence[TaskFact],
+        more: Sequence[TaskFact],
+        follow: Attempt | None,
+        keeper: Keeper | None,
     ) -> list[list[RecordedEvent]]:
         owned = Owned(attempt.number, knows_cancel=attempt.is_cancelled)
         end = Entry(attempt.task, [*facts, attempt.fact, *more], owned, attempt.position)
         entries = [end]
         if follow is None:
             return self._journal.record(entries)
-        return self._journal.record([*entries, Entry(follow.task, [follow.start_fact()], cause=end)])
+        return self._journal.record([*entries, Entry(follow.task, [follow.start_fact()], cause=end, keeper=keeper)])
 
     def _ended(
         self, attempt: Attempt, before: TaskStatus, events: Sequence[RecordedEvent], *, is_waiting: bool
@@ -331,10 +341,14 @@ class Executions:
         if is_waiting:  # for its retry: whoever cancels it must still reach this attempt
             attempt.task._ended(attempt.result)
         else:
-            self._let_go(attempt)
+            self._release(attempt)
         record = next((event for event in events if isinstance(event.fact, AttemptEnd)), None)
         kind = _ENDED[attempt.result.status]
-        self._publish(attempt.task, kind, before, attempt.fact, record)
+        try:
+            self._publish(attempt.task, kind, before, attempt.fact, record)
+        finally:
+            if not is_waiting:  # only now: a subscriber that saves the task elsewhere rebinds nothing
+                self._out_of_hand(attempt)
 
     def _lose(
         self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
@@ -347,8 +361,12 @@ class Executions:
         self._publish(attempt.task, TaskEventType.PERSISTENCE_FAILED, before, None, None, error=str(lost))
 
     def _let_go(self, attempt: Attempt) -> None:
-        task = attempt.task
         self._out_of_hand(attempt)
+        self._release(attempt)
+
+    def _release(self, attempt: Attempt) -> None:
+        """Be done with an attempt that has ended, but for what its end is still to be told to."""
+        task = attempt.task
         task._ended(attempt.result)
         if self._live.get(task.id) is not attempt:
             return

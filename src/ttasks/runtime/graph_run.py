@@ -121,7 +121,8 @@ class GraphRun:
                 return
             self._is_led = True
         try:
-            self._graph._enter_run()
+            log = self._executor._journal.log
+            self._graph._enter_run(log.ledger if log is not None else None)
         except AlreadyRunningError as refusal:
             self._failure = refusal
             self._over.set()

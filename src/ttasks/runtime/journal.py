@@ -113,18 +113,20 @@ class LooseJournal:
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Let the handles show the facts, all of them or none."""
         wanted = [
-            (entry.handle, [fact for fact in entry.facts if isinstance(fact, TaskFact)])
+            (entry.handle, [fact for fact in entry.facts if isinstance(fact, TaskFact)], entry.keeper)
             for entry in entries
             if isinstance(entry.handle, Task)
         ]
         with contextlib.ExitStack() as held:
             # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
-            for task, _ in sorted(wanted, key=lambda item: item[0].id):
+            for task, *_ in sorted(wanted, key=lambda item: item[0].id):
                 held.enter_context(task._recording)
                 held.enter_context(task._lock)
-            for task, facts in wanted:
+            for task, facts, _ in wanted:
                 task._with(facts)
-            for task, facts in wanted:
+            for task, facts, keeper in wanted:
+                if keeper is not None:
+                    task._keep_for(keeper)
                 if facts:
                     task._leave_ledger()
                     task._advance(facts)

@@ -395,6 +395,7 @@ _SNAPSHOT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "status": TaskStatus,
     "on_interrupted": OnInterrupted,
     "created_at": from_iso,
+    "retry_due_at": from_iso,
     "started_at": from_iso,
     "finished_at": from_iso,
     "redacted": tuple,
@@ -419,12 +420,21 @@ def _read_snapshot(content: Mapping[str, Any], record: type[TaskState | ResultSt
     return known
 
 
-def snapshot(state: TaskState) -> dict[str, Any]:
+def snapshot(state: TaskState, *, is_at_home: bool = False) -> dict[str, Any]:
     """Return `state` as JSON values, for a TaskImported.
 
-    What is None is left out, and so is what only its old ledger could mean.
+    What is None is left out, and so is what only its old ledger could mean. A task that runs stays running: its end is
+    recorded where it runs, so the ledger that gets the snapshot must ask a person before it is started again.
+
+    Args:
+        state: the task.
+        is_at_home: the snapshot is for the ledger that records what the task's runner does.
     """
-    settled = evolve(state, running_attempt=None, retry_due_at=None, cancel_requested_by=None, is_deleted=False)
+    settled = evolve(state, is_deleted=False)
+    if not is_at_home:
+        settled = evolve(settled, retry_due_at=None, cancel_requested_by=None)
+        if state.running_attempt is not None:
+            settled = evolve(settled, on_interrupted=OnInterrupted.ASK)
     content = _write_snapshot(settled)
     del content["version"]
     if settled.result is not None:

@@ -15,7 +15,7 @@ from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state.graph import GraphState, RunState
 from ttasks.state.reconcile import Claim, Then, claim, reconcile
 from ttasks.state.task import AttemptState, TaskState
-from ttasks.stores.recovery import gone
+from ttasks.stores.recovery import gone, without_runner
 
 
 class Leftovers:
@@ -89,7 +89,7 @@ class Leftovers:
         if claim(task) is Claim.INTERRUPTED:
             return task.error or "it was interrupted"
         owner = self._liveness.owner(task)
-        return gone(self._liveness.runner(owner)) if owner is not None else "it was set to RUNNING by hand"
+        return gone(self._liveness.runner(owner)) if owner is not None else without_runner(task)
 
     # ---
 

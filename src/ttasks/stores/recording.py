@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 from ttasks.events.envelope import RecordedEvent
@@ -15,6 +16,7 @@ from ttasks.log.secrets import redaction_of
 from ttasks.log.transaction import Batch, Owned, OwnedRun
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
+from ttasks.model.task_view import Keeper
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +26,7 @@ class Entry:
     `owned` replaces what the handle itself expects of its stream, for the own facts of an attempt or a run. `cause` is
     a position, or an earlier entry of the same recording. `deleted` is the version at which its stream ends with its
     deletion: it comes back, whatever the handle has seen. `is_alone`: what the handle has pending is left for later.
+    `keeper`: from this start on, the task belongs to the ledger of this execution until that lets go of it.
     """
 
     handle: Task | TaskGraph
@@ -32,6 +35,7 @@ class Entry:
     cause: int | Entry | None = None
     deleted: int | None = None
     is_alone: bool = False
+    keeper: Keeper | None = None
 
 
 def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
@@ -58,7 +62,7 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
     of_entry: dict[int, Batch] = {}
     proposals: list[tuple[Entry, Proposal | GraphProposal, Batch | None]] = []
     for entry in entries:
-        proposal = _proposal(entry, log.ledger)
+        proposal = _proposal(entry, log)
         batch = _batch(entry, proposal, of_entry, log.redaction)
         if batch.facts:
             batches.append(batch)
@@ -73,17 +77,23 @@ def _record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]
             events.append([])
             continue
         done = next(appended)
+        if entry.keeper is not None and isinstance(entry.handle, Task):
+            entry.handle._keep_for(entry.keeper)
         _tell(log, entry.handle, proposal, made, done.state)
         events.append(done.records[len(done.records) - len(entry.facts) :])
     return events
 
 
-def _proposal(entry: Entry, ledger: str) -> Proposal | GraphProposal:
+def _proposal(entry: Entry, log: EventLog) -> Proposal | GraphProposal:
+    handle = entry.handle
     if entry.deleted is not None:
-        return entry.handle._reimport(entry.deleted)
+        state = log.readers.task(handle.id) if isinstance(handle, Task) else None
+        if isinstance(handle, Task) and state is not None and state.is_owned and not handle._is_kept_from(log.ledger):
+            return handle._revive(log.ledger, state, log.readers)
+        return handle._reimport(entry.deleted)
     if entry.is_alone:
-        return GraphProposal((), entry.handle._seen.get(ledger, 0))
-    return entry.handle._proposal(ledger)
+        return GraphProposal((), handle._seen.get(log.ledger, 0))
+    return handle._proposal(log.ledger)
 
 
 def _batch(
@@ -94,6 +104,9 @@ def _batch(
     expected: int | Owned | OwnedRun | None = entry.owned if entry.owned is not None else proposal.expected
     if not entry.facts and all(isinstance(fact, TaskCancelRequested) for fact in proposal.facts):
         expected = None  # a request conflicts with nothing
+    elif isinstance(proposal, Proposal) and proposal.mirrored_attempt is not None:
+        # Others may have asked for a cancel here: the snapshot comes from where that is heard.
+        expected = Owned(proposal.mirrored_attempt, knows_cancel=True)
     redaction = redaction_of(base, entry.handle._given.secrets) if isinstance(entry.handle, Task) else base
     return Batch(f"{kind}-{entry.handle.id}", [*proposal.facts, *entry.facts], expected, cause, redaction)
 
@@ -103,9 +116,18 @@ def _tell(
 ) -> None:
     if isinstance(handle, Task) and isinstance(proposal, Proposal):
         redact = batch.redaction.text if batch.redaction is not None else None
-        handle._committed(log.ledger, state, proposal.pending, log.readers, redact)  # type: ignore[arg-type]
+        handle._committed(log.ledger, state, proposal.pending, log.readers, redact, proposal.view)  # type: ignore[arg-type]
+        _listen(log, handle, batch.stream)
     elif isinstance(handle, TaskGraph) and isinstance(proposal, GraphProposal):
         handle._committed(log.ledger, state, proposal)  # type: ignore[arg-type]
+
+
+def _listen(log: EventLog, task: Task, stream: str) -> None:
+    """Let a cancel that is recorded beside the snapshot of a running task reach the runner of the task."""
+    heard = task._on_cancel
+    if heard is not None and task._is_kept_from(log.ledger) and log.ledger not in task._keepers[-1].mirrors:
+        task._keepers[-1].mirrors[log.ledger] = partial(log.unwatch, stream)
+        log.watch(stream, heard)
 
 
 def catch_up(log: EventLog, task: Task) -> list[RecordedEvent]:

@@ -159,7 +159,7 @@ class Recovery:
     def _interrupted(self, state: TaskState, attempt: AttemptState | None) -> TaskFact:
         reason = TerminationReason.INTERRUPTED.value
         if attempt is None or state.running_attempt is None:
-            return TaskInterrupted(error="it was set to RUNNING by hand, and nobody runs it")
+            return TaskInterrupted(attempt=state.running_attempt, error=f"{without_runner(state)}, and nobody runs it")
         # Nobody knows when it ended: what is known is when it was last heard of.
         latest = EventFilter(f"task-{state.id}", newest_first=True, limit=1)
         heard = max(attempt.started_at, *(event.recorded_at for event in self._readers.matching(latest)))
@@ -179,6 +179,13 @@ def gone(runner: RunnerState | None) -> str:
         return "this process has lost track of it"
     who = f", process {runner.pid} on {runner.host}," if runner is not None else ""
     return f"its runner{who} is gone"
+
+
+def without_runner(state: TaskState) -> str:
+    """Say how a task came to be RUNNING of which no runner is recorded."""
+    if state.running_attempt is not None:
+        return f"attempt {state.running_attempt} was recorded elsewhere, and its end was not saved here"
+    return "it was set to RUNNING by hand"
 
 
 def _cancelled(state: TaskState, _: AttemptState | None) -> TaskFact:
