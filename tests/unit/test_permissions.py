@@ -412,10 +412,12 @@ async def ask_later(asked: PermissionRequest) -> bool:
 
 
 def test_a_function_that_is_async_denies_and_leaves_nothing_unawaited(recwarn: pytest.WarningsRecorder) -> None:
-    decision = decide(ask_later, "read", "a")  # type: ignore[arg-type]
+    decision = decide(lambda asked: ask_later(asked), "read", "a")  # type: ignore[arg-type,return-value]
     assert not decision.is_approved
-    assert decision.by.endswith("ask_later: returned an awaitable, not a bool or str")
+    assert decision.by.endswith("<lambda>: returned an awaitable, not a bool or str")
     assert list(recwarn) == []
+    with pytest.raises(TypeError, match="permissions must do its work when it is called"):
+        decide(ask_later, "read", "a")  # type: ignore[arg-type]
 
 
 # As they stand in an environment variable.

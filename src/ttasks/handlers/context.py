@@ -10,6 +10,7 @@ from ttasks.errors import TaskCancelled
 from ttasks.events.agent_facts import AgentFact
 from ttasks.events.status import TaskStatus, TaskType
 from ttasks.handlers.kept import Kept, WholeText
+from ttasks.model.callbacks import check_runs_when_called
 from ttasks.model.task import Task
 from ttasks.public import public
 
@@ -95,6 +96,8 @@ class TaskContext:
     ) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if progress_emitter is not None:
+            check_runs_when_called(progress_emitter, "progress_emitter")
         self._task = task
         self._upstream: Mapping[str, Task] = MappingProxyType(dict(upstream or {}))
         self._progress_emitter = progress_emitter

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 from ttasks.events.facts import RetrySpec
+from ttasks.model.callbacks import check_ran, check_runs_when_called
 from ttasks.model.checks import FLOAT_MAX, check_number
 from ttasks.public import public
 
@@ -52,6 +53,8 @@ class RetryPolicy:
             check_number(self.max_backoff, "max_backoff")
         if self.retry_on is not None and not self._is_filter(self.retry_on):
             raise TypeError("retry_on must be exception types or a callable")
+        if not isinstance(self.retry_on, tuple | type | None):
+            check_runs_when_called(self.retry_on, "retry_on")
 
     @staticmethod
     def _is_filter(retry_on: object) -> bool:
@@ -66,7 +69,9 @@ class RetryPolicy:
             return True
         if isinstance(self.retry_on, tuple | type):
             return isinstance(error, self.retry_on)
-        return bool(self.retry_on(error))
+        answer = self.retry_on(error)
+        check_ran(answer, "retry_on")
+        return bool(answer)
 
     def delay_s(self, retry: int, chance: float) -> float:
         """Return the seconds to wait before retry number `retry` (from 1); `chance`, from 0 to 1, places the jitter."""

@@ -38,6 +38,7 @@ from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.log.survivors import MARK, RUNNER, mark
+from ttasks.model.callbacks import awaits
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
@@ -212,6 +213,12 @@ class Attempt:
         try:
             self.context.raise_if_cancelled()
             value = self._handler(self.context)
+            if value is not None and (unfinished := awaits(value)) is not None:
+                value = None
+                raise TaskExecutionError(
+                    f"the handler {qualified_name(self._handler)} returned {unfinished}: the work was not done. "
+                    "A handler returns when its work is over; it may call asyncio.run(…), or loop over what yields"
+                )
         except BaseException as raised:  # noqa: BLE001 - it is recorded, and raised again by whoever executes
             error = raised
         try:

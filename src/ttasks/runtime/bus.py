@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from ttasks.model.callbacks import check_ran, check_runs_when_called, is_signal
 from ttasks.model.event import TaskEvent
 from ttasks.public import public
 
@@ -24,10 +25,9 @@ class EventBus:
         """Call `callback` with every event from now on; return what ends that, and may be called twice.
 
         Raises:
-            TypeError: `subscriber must be callable`.
+            TypeError: `subscriber must be callable`; or a call would do nothing, because it is async or has a yield.
         """
-        if not callable(callback):
-            raise TypeError(f"subscriber must be callable, got {type(callback).__name__}")
+        check_runs_when_called(callback, "subscriber")
         token = object()
         with self._lock:
             self._subscribers = (*self._subscribers, (token, callback))
@@ -61,10 +61,11 @@ class EventBus:
         interruption: BaseException | None = None
         for _, callback in self._subscribers:
             try:
-                callback(event)
+                returned = callback(event)
+                if returned is not None:
+                    check_ran(returned, "a subscriber")
             except BaseException as error:  # noqa: BLE001 - a subscriber can never break the work it observes
-                is_signal = not isinstance(error, Exception)
-                if is_signal and threading.current_thread() is threading.main_thread():
+                if is_signal(error):
                     interruption = error
                 else:
                     with self._lock:
@@ -74,7 +75,9 @@ class EventBus:
 
     @property
     def errors(self) -> list[BaseException]:
-        """What subscribers raised, oldest first: a new list each time."""
+        """What subscribers raised, oldest first: a new list each time. KeyboardInterrupt and SystemExit are not in it
+        where they came on the main thread.
+        """
         with self._lock:
             return list(self._errors)
 

@@ -21,6 +21,7 @@ from ttasks.events.status import TaskStatus, TaskType, TerminationReason
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import CancelUnheardError, Owned
+from ttasks.model.callbacks import is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.retry import RetryPolicy
@@ -56,8 +57,8 @@ class Executions:
         self._events = EventBus()
         self._lock = threading.Lock()
         self._live: dict[str, Attempt] = {}
-        self._persistence_errors: list[tuple[str, Exception]] = []
-        self._graph_persistence_errors: list[tuple[str, Exception]] = []
+        self._persistence_errors: list[tuple[str, BaseException]] = []
+        self._graph_persistence_errors: list[tuple[str, BaseException]] = []
 
     def _attempt(
         self,
@@ -241,7 +242,9 @@ class Executions:
         try:
             if not policy.allows(error):
                 return None
-        except Exception as broken:  # noqa: BLE001 - the attempt failed all the same; whoever executes hears of both
+        except BaseException as broken:  # the attempt failed all the same; whoever executes hears of both
+            if is_signal(broken):
+                raise
             attempt.raise_instead(broken)
             return None
         return policy.delay_s(attempt.retry + 1, random.random())  # noqa: S311 - it only spreads retries

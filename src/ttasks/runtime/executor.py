@@ -14,6 +14,7 @@ from ttasks.events.status import TaskType
 from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
+from ttasks.model.callbacks import check_runs_when_called
 from ttasks.model.event import TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
@@ -79,13 +80,13 @@ class TaskExecutor(Executions):
         return self._events
 
     @property
-    def persistence_errors(self) -> list[tuple[str, Exception]]:
+    def persistence_errors(self) -> list[tuple[str, BaseException]]:
         """What a user's own store raised when it was given a task, with the task's id: a new list each time."""
         with self._lock:
             return list(self._persistence_errors)
 
     @property
-    def graph_persistence_errors(self) -> list[tuple[str, Exception]]:
+    def graph_persistence_errors(self) -> list[tuple[str, BaseException]]:
         """What a user's own store raised when it was given a graph, with the graph's id: a new list each time."""
         with self._lock:
             return list(self._graph_persistence_errors)
@@ -99,16 +100,16 @@ class TaskExecutor(Executions):
         """Let `handler` run tasks of this type, in place of the one before.
 
         Raises:
-            TypeError: `task_type must be a TaskType`, or `handler must be callable`.
+            TypeError: `task_type must be a TaskType`, or `handler must be callable`; or a call of the handler would
+                run nothing, because it is async or has a yield. The handler before stays.
         """
-        if not isinstance(task_type, TaskType):
-            raise TypeError(f"task_type must be a TaskType, got {task_type!r}")
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, got {type(handler).__name__}")
+        _check_type(task_type)
+        check_runs_when_called(handler, "handler")
         self._handlers[task_type] = handler
 
     def is_registered(self, task_type: TaskType) -> bool:
-        """True when tasks of this type have a handler."""
+        """True when tasks of this type have a handler. TypeError: `task_type must be a TaskType`."""
+        _check_type(task_type)
         return task_type in self._handlers
 
     def _handler_names(self, types: Iterable[TaskType]) -> dict[str, str]:
@@ -334,6 +335,11 @@ class TaskExecutor(Executions):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.shutdown()
+
+
+def _check_type(task_type: object) -> None:
+    if not isinstance(task_type, TaskType):
+        raise TypeError(f"task_type must be a TaskType, got {task_type!r}")
 
 
 public(TaskExecutor)

@@ -16,6 +16,7 @@ from ttasks.events.status import TaskStatus
 from ttasks.log.event_log import EventLog
 from ttasks.log.redaction import Redaction, read_redaction
 from ttasks.log.secrets import redaction_of
+from ttasks.model.callbacks import check_ran, is_signal
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.stores.ledger import LedgerStore
@@ -44,10 +45,10 @@ class Journal(Protocol):
     def is_recorded(self, task: Task, started_at: datetime) -> bool:
         """True when the task's latest attempt is the one that began at that time."""
 
-    def keep(self, task: Task) -> Exception | None:
+    def keep(self, task: Task) -> BaseException | None:
         """Give a user's own store the task at a lifecycle transition; return what that raised."""
 
-    def keep_graph(self, graph: TaskGraph) -> Exception | None:
+    def keep_graph(self, graph: TaskGraph) -> BaseException | None:
         """Give a user's own store the graph before and after a run; return what that raised."""
 
 
@@ -144,11 +145,11 @@ class LooseJournal:
         """True: nobody else can have started this very handle meanwhile."""
         return True
 
-    def keep(self, task: Task) -> Exception | None:
+    def keep(self, task: Task) -> BaseException | None:
         """Call ``store.tasks.save(task)``."""
         return self._best_effort(lambda: self._store.tasks.save(task))
 
-    def keep_graph(self, graph: TaskGraph) -> Exception | None:
+    def keep_graph(self, graph: TaskGraph) -> BaseException | None:
         """Call ``store.graphs.save(graph)``; what it raises is warned of as well."""
         error = self._best_effort(lambda: self._store.graphs.save(graph))
         if error is not None:
@@ -157,12 +158,14 @@ class LooseJournal:
             warnings.showwarning(RuntimeWarning(text), RuntimeWarning, __file__, 1)
         return error
 
-    def _best_effort(self, save: Callable[[], object]) -> Exception | None:
+    def _best_effort(self, save: Callable[[], object]) -> BaseException | None:
         if self._store is None:
             return None
         try:
-            save()
-        except Exception as error:  # noqa: BLE001 - best effort is the contract for a store that isn't ours
+            check_ran(save(), "save")
+        except BaseException as error:  # best effort is the contract for a store that isn't ours
+            if is_signal(error):
+                raise
             return error
         return None
 

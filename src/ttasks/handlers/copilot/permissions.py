@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
+from ttasks.model.callbacks import check_runs_when_called
 from ttasks.model.retry import qualified_name
 from ttasks.public import public
 
@@ -260,6 +261,7 @@ class Policy:
             self._rules = tuple(map(Rule.parse, POLICIES[permissions]))
             self.names: tuple[str, ...] = (permissions,)
         elif callable(permissions):
+            check_runs_when_called(permissions, "permissions")
             self._ask = permissions
             self.names = (qualified_name(permissions),)
         elif isinstance(permissions, Sequence) and all(isinstance(rule, str) for rule in permissions):

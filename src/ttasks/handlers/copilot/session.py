@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from ttasks import clock
-from ttasks.errors import TtasksError
+from ttasks.errors import TtasksError, words
 from ttasks.events.agent_facts import AgentErred
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 from ttasks.handlers.copilot.default import named
 from ttasks.handlers.copilot.options import AGENT_MODEL, PROMPT_MODEL, Options, Subscriber
 from ttasks.handlers.copilot.permissions import Permissions
+from ttasks.model.callbacks import check_ran, check_runs_when_called
 from ttasks.model.checks import check_timeout
 from ttasks.public import public
 
@@ -283,10 +284,9 @@ class CopilotAgentSession:
             What ends the subscription; calling it again is harmless.
 
         Raises:
-            TypeError: ``handler must be callable``.
+            TypeError: ``handler must be callable``; or a call would do nothing, because it is async or has a yield.
         """
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, got {type(handler).__name__}")
+        check_runs_when_called(handler, "handler")
 
         def subscriber(event: Any) -> object:  # one of its own, so that the same function may subscribe twice
             return handler(event)
@@ -302,9 +302,13 @@ class CopilotAgentSession:
     def _publish(self, event: Any) -> None:
         for subscriber in list(self._subscribers):
             try:
-                subscriber(event)
+                check_ran(subscriber(event), "a subscriber")
             except Exception as error:  # noqa: BLE001 - kept for whoever asks; the turn goes on
                 self._event_errors.append(error)
+            except BaseException as error:  # noqa: BLE001 - no signal comes here: this is a thread of the session's own
+                wrapped = RuntimeError(f"a subscriber raised {type(error).__name__}: {words(error)}")
+                wrapped.__cause__ = error
+                self._event_errors.append(wrapped)
 
     def send_and_wait(self, prompt: str, *, timeout: float | None = None) -> str:
         """Send a prompt, wait until the agent is done, and return its last text ("" for none).
