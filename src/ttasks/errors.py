@@ -150,6 +150,22 @@ class NotFoundError(TtasksError, LookupError):
     """No task or graph is meant, or more than one could be."""
 
 
+class UnknownTypeError(NotFoundError, ValueError):
+    """No type of event is called so: this ttasks knows none, and the ledger holds none. Nothing was read.
+
+    `type` is what was asked for, `like` a name that resembles it (None: none does).
+    """
+
+    def __init__(self, type: str, like: str | None) -> None:
+        self.type = type
+        self.like = like
+        hint = f"; did you mean {like!r}?" if like is not None else ""
+        super().__init__(f"no type of event is called {type!r}{hint}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.type, self.like)
+
+
 class LedgerError(TtasksError, RuntimeError):
     """Something is wrong with a ledger file."""
 

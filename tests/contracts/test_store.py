@@ -9,8 +9,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from ttasks import (
     InMemoryStore,
+    LedgerError,
     LedgerUnwritableError,
     RetryPolicy,
     SQLiteStore,
@@ -762,13 +764,86 @@ def test_of_two_live_handles_the_one_that_was_saved_last_is_held() -> None:
         assert list(store.tasks) == [task.id]
 
 
-def test_a_live_store_that_is_closed_shows_what_it_held() -> None:
-    store = InMemoryStore()
+CLOSED: dict[str, Callable[[Any, Task], object]] = {
+    "tasks[…]": lambda store, task: store.tasks[task.id],
+    "tasks.get": lambda store, task: store.tasks.get(task.id),
+    "get of what was never there": lambda store, _: store.tasks.get("none"),
+    "in tasks": lambda store, task: task in store.tasks,
+    "123 in tasks": lambda store, _: 123 in store.tasks,
+    "iter(tasks)": lambda store, _: iter(store.tasks),
+    "len(tasks)": lambda store, _: len(store.tasks),
+    "tasks.keys": lambda store, _: list(store.tasks.keys()),
+    "tasks.values": lambda store, _: store.tasks.values(),
+    "tasks.items": lambda store, _: store.tasks.items(),
+    "graphs[…]": lambda store, _: store.graphs["none"],
+    "graphs.get": lambda store, _: store.graphs.get("none"),
+    "in graphs": lambda store, _: "none" in store.graphs,
+    "None in graphs": lambda store, _: None in store.graphs,
+    "iter(graphs)": lambda store, _: iter(store.graphs),
+    "len(graphs)": lambda store, _: len(store.graphs),
+    "graphs.values": lambda store, _: store.graphs.values(),
+    "graphs.items": lambda store, _: store.graphs.items(),
+    "events": lambda store, _: list(store.events),
+    "history": lambda store, task: store.history(task),
+    "runs": lambda store, _: list(store.runs),
+    "as_of": lambda store, _: store.as_of(1),
+    "interrupted": lambda store, _: store.interrupted(),
+    "owed": lambda store, _: store.owed(),
+}
+VIEWS: dict[str, Callable[[Any], Callable[[], object]]] = {
+    "events": lambda store: store.events.__iter__,
+    "len(events)": lambda store: store.events.__len__,
+    "some events": lambda store: store.events(type="TaskCreated").__iter__,
+    "fewer events": lambda store: partial(store.events(limit=3), type="TaskCreated"),
+    "follow": lambda store: store.events.follow,
+    "runs": lambda store: store.runs.__iter__,
+    "len(runs)": lambda store: store.runs.__len__,
+    "the past": lambda store: store.as_of(2).tasks.__len__,
+    "events of the past": lambda store: store.as_of(2).events.__len__,
+    "the past of the past": lambda store: store.as_of(2).as_of(1).interrupted,
+}
+
+
+@pytest.mark.parametrize("question", CLOSED)
+def test_a_closed_store_answers_no_question(store: AnyStore, question: str) -> None:
     task = Task.bash("make")
     store.tasks.save(task)
     store.close()
-    assert store.tasks[task.id] is task
-    assert repr(store) == "InMemoryStore(1 tasks, 0 graphs)"
+    with pytest.raises(LedgerError, match="is closed: nothing can be read from it any more"):
+        CLOSED[question](store, task)
+    assert repr(store)
+
+
+@pytest.mark.parametrize("question", CLOSED)
+def test_a_closed_store_that_only_read_answers_no_question(tmp_path: Path, question: str) -> None:
+    task = Task.bash("make")
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        store.tasks.save(task)
+    with SQLiteStore(tmp_path / "ledger.db", read_only=True) as looking:
+        past = looking.as_of(3)
+    for closed in (looking, past):
+        with pytest.raises(LedgerError, match="is closed: nothing can be read from it any more"):
+            CLOSED[question](closed, task)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_of_a_store_that_was_closed_shows_nothing(store: AnyStore, view: str) -> None:
+    store.tasks.save(Task.bash("make"))
+    question = VIEWS[view](store)
+    question()
+    store.close()
+    with pytest.raises(LedgerError, match="is closed: nothing can be read from it any more"):
+        question()
+
+
+def test_what_a_store_handed_out_can_be_read_after_it_was_closed(tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        task = Task.bash("echo out; echo err >&2; exit 3")
+        with pytest.raises(TaskExecutionError):
+            TaskExecutor(store).execute(task)
+        loaded = store.tasks[task.id]
+    assert loaded.result is not None
+    assert (loaded.status, loaded.error, loaded.result.output) == (TaskStatus.FAILED, "err\n", "out\n")
 
 
 QUESTIONS = {

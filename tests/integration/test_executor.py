@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pickle
@@ -875,13 +876,47 @@ def test_a_task_cancelled_from_another_thread_ends_cancelled_whatever_its_handle
     assert task.status is RUNNING
     cancel(running.executor, task)
     cancelled.set()
-    with pytest.raises(TaskCancelled):
+    with pytest.raises(TaskCancelled, match=f"^Task '{task.id}' was cancelled$") as raised:
         future.result(PATIENCE_S)
+    assert isinstance(raised.value.__cause__, ValueError) is (end == "raises")
     assert running.said == ["started", "cancelled"]
     assert (task.status, task.error) == (CANCELLED, None)
     assert task.result is not None
     said = "what it still said" if end == "raises" else f"Task '{task.id}' was cancelled"
     assert (task.result.error, task.result.termination_reason, running.heard[1].error) == (said, "cancelled", said)
+
+
+@pytest.mark.parametrize(
+    "raised", [GeneratorExit("late"), asyncio.CancelledError("late"), TaskExecutionError("late"), OSError(2)]
+)
+def test_after_a_cancel_execute_says_so_whatever_the_handler_raised(store: Any, raised: BaseException) -> None:
+    def work(_: TaskContext) -> None:
+        running.executor.cancel(task)
+        raise raised
+
+    running = Running(store, work)
+    task = Task.bash("work")
+    with pytest.raises(TaskCancelled, match=f"^Task '{task.id}' was cancelled$") as error:
+        running.executor.execute(task)
+    assert error.value.__cause__ is raised
+    assert task.result is not None
+    assert (task.status, task.error, task.result.error) == (CANCELLED, None, str(raised))
+
+
+def test_a_cancel_that_the_handler_puts_into_words_is_raised_as_it_was(store: Any) -> None:
+    own = TaskCancelled("enough")
+
+    def work(_: TaskContext) -> None:
+        running.executor.cancel(task)
+        raise own
+
+    running = Running(store, work)
+    task = Task.bash("work")
+    with pytest.raises(TaskCancelled) as error:
+        running.executor.execute(task)
+    assert error.value is own
+    assert task.result is not None
+    assert task.result.error == "enough"
 
 
 def test_a_cancel_while_it_runs_is_recorded_as_a_request_first(ledger: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import threading
 import time
 import uuid
@@ -184,8 +187,35 @@ def test_a_task_knows_nothing_of_later_changes_to_the_mapping_it_was_given() -> 
     given = {"A": "b"}
     task = Task.bash("true", env=given)
     given["A"] = "c"
-    task.env["A"] = "d"
     assert task.env == {"A": "b"}
+
+
+CHANGES: dict[str, Callable[[dict[str, str]], object]] = {
+    "set": lambda env: env.__setitem__("A", "c"),
+    "del": lambda env: env.__delitem__("A"),
+    "update": lambda env: env.update(A="c"),
+    "|=": lambda env: env.__ior__({"A": "c"}),
+    "setdefault": lambda env: env.setdefault("B", "c"),
+    "pop": lambda env: env.pop("A"),
+    "popitem": lambda env: env.popitem(),
+    "clear": lambda env: env.clear(),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_of_a_task_s_env_is_refused_and_not_lost(how: str) -> None:
+    task = Task.bash("true", env={"A": "b"})
+    with pytest.raises(TypeError, match=r"^task.env can't be changed, .* give env= there"):
+        CHANGES[how](task.env)
+    assert task.env == {"A": "b"}
+
+
+def test_a_task_s_env_is_a_dict_in_all_else() -> None:
+    env = Task.bash("true", env={"A": "b"}).env
+    assert json.loads(json.dumps(env)) == pickle.loads(pickle.dumps(env)) == copy.deepcopy(env) == {"A": "b"}
+    mine = env | {"B": "c"}
+    mine["A"] = "d"
+    assert Task.bash("true", env=mine).env == {"A": "d", "B": "c"}
 
 
 # --- times -----------------------------------------------------------------------------------------------------------

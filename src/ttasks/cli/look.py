@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 
 from rich.table import Table
@@ -15,7 +14,7 @@ from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
 from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
-from ttasks.events.codec import FACT_TYPES, encode, iso
+from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
@@ -230,12 +229,8 @@ def print_events(
         table, id_ = find(readers, part)
         stream = f"{table.removesuffix('s')}-{id_}"
     out = console()
-    if type_ is not None and type_ not in (known := {each.__name__ for each in FACT_TYPES}):
-        like = get_close_matches(type_, known, 1, 0.5) or [name for name in known if name.lower() == type_.lower()]
-        if next(readers.events(type=type_, limit=1), None) is None:  # one that only a newer ttasks knows may be there
-            raise NotFoundError(
-                f"no type of event is called {type_!r}" + (f"; did you mean {like[0]!r}?" if like else "")
-            )
+    if type_ is not None:
+        readers.check_type(type_)
     for event in readers.events(stream=stream, type=type_, after=after, limit=limit):
         if as_json:
             sys.stdout.write(_as_json(event) + "\n")

@@ -44,6 +44,7 @@ from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
+from ttasks.state.naming import named
 from ttasks.state.reconcile import Then, reconcile
 from ttasks.stores.ledger import LedgerStore, SQLiteStore
 
@@ -74,7 +75,7 @@ def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
         for one in owed:
             if one.graph_id not in listed:
                 task, graph = short(one.task_id), short(one.graph_id)
-                out.print(f"owed: finally task '{printable(one.title)}' ({task}) of graph {graph}")
+                out.print(f"owed: finally task '{printable(one.title) or task}' ({task}) of graph {graph}")
                 out.print(f"  it waits for a person: {hint(f'resolve {task} --rerun')}")
     if not found and not owed:
         out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
@@ -94,7 +95,8 @@ def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
         return ", ".join(names[id_] or short(id_) for id_ in ids)
 
     run = f", run {work.run}" if work.run is not None else ""
-    out.print(Text.assemble(state("interrupted"), f" {work.kind} {short(work.id)}{run}: {printable(work.title)}"))
+    title = f": {printable(work.title)}" if work.title else ""
+    out.print(Text.assemble(state("interrupted"), f" {work.kind} {short(work.id)}{run}{title}"))
     heard = f", last heard of at {moment(work.heard_at)}" if work.heard_at is not None else ""
     out.print(f"  {printable(work.why)}{heard}")
     if work.is_cancelled:
@@ -324,8 +326,8 @@ def retry_graph(
             prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
             go_on = f"resume {short(graph_id)}"
             raise TransitionError(
-                f"graph '{old.title}' ({graph_id}) was interrupted: go on with it ({hint(go_on)}), or only with its "
-                f"finally tasks ({hint(f'{go_on} --finally-only')}), and retry it then"
+                f"{named('graph', old.title, graph_id)} was interrupted: go on with it ({hint(go_on)}), or only with "
+                f"its finally tasks ({hint(f'{go_on} --finally-only')}), and retry it then"
             )
         if old.ok and not names:
             console().print(
@@ -336,7 +338,7 @@ def retry_graph(
         _give_again(graph, variables)
         problems = [problem for task in graph if not task.is_succeeded for problem in withheld(task)]
         if problems:
-            raise NotResumableError(f"graph '{graph.title}'", problems)
+            raise NotResumableError(f"graph '{graph.title or graph.id}'", problems)
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)

@@ -207,8 +207,9 @@ def carry_out(
     started_s = monotonic_s()
     out = console()
     # The handles have what they were given; what is shown of them is what the ledger holds.
-    names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
-    title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
+    names = {task.id: printable(redacted(task.name, store._redaction(task))) or short(task.id) for task in graph}
+    texts = (graph.title or short(graph.id), str(ledger))
+    title, where = (printable(redacted(text, store._redaction(graph))) for text in texts)
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
     hear_signals()
     with executor.events.subscribed(Reporter(names)):

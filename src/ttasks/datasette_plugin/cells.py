@@ -79,7 +79,7 @@ def _labelled(links: Links, column: str, value: dict[str, Any]) -> Markup | None
     address = _address(links, column, value["value"])
     if address is None:
         return None
-    label = display.printable(_plain(str(value["label"]))) or "(no title)"
+    label = display.printable(_plain(str(value["label"]))) or display.short(str(value.get("value", "")))
     return Markup('<a href="{}" title="{}">{}</a>').format(address, display.printable(str(value["value"])), label)
 
 

@@ -13,7 +13,7 @@ from ttasks import clock
 from ttasks.datasette_plugin import graph_drawing, timeline
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
-from ttasks.display import duration, printable
+from ttasks.display import duration, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.facts import GraphRunFinished, Member
 from ttasks.events.status import RunStatus, TaskStatus
@@ -249,7 +249,7 @@ def _not_well(ledger: Ledger, members: Sequence[TaskOfRun]) -> list[tuple[TaskOf
 def _node(each: TaskOfRun, critical: set[str]) -> graph_drawing.Node:
     return graph_drawing.Node(
         id=each.task.id,
-        label=printable(each.task.name) or "(no name)",
+        label=printable(each.task.name) or short(each.task.id),
         status=each.status,
         after=each.member.after,
         is_finally=each.member.is_finally,

@@ -84,6 +84,9 @@ class TaskContext:
         upstream: its direct dependencies by id.
         progress_emitter: where `emit_progress` goes; an executor gives its own.
 
+    Raises:
+        TypeError: `task must be a Task`, `upstream must be a mapping …`, `progress_emitter must be callable`.
+
     It holds what *this* attempt runs: editing the task meanwhile changes nothing here.
     """
 
@@ -99,7 +102,7 @@ class TaskContext:
         if progress_emitter is not None:
             check_runs_when_called(progress_emitter, "progress_emitter")
         self._task = task
-        self._upstream: Mapping[str, Task] = MappingProxyType(dict(upstream or {}))
+        self._upstream: Mapping[str, Task] = MappingProxyType(check_upstream(upstream))
         self._progress_emitter = progress_emitter
         self._port: AttemptPort | None = None
         self.title: str = task.title
@@ -170,6 +173,24 @@ class TaskContext:
             raise RuntimeError("progress can't be emitted without an executor")
         self.raise_if_cancelled()
         self._progress_emitter(percent, message)
+
+
+def check_upstream(upstream: object) -> dict[str, Task]:
+    """Return a copy of what a handler is given as the direct dependencies of its task; None: there are none.
+
+    Raises:
+        TypeError: it is no mapping of ids to tasks.
+    """
+    if upstream is None:
+        return {}
+    if not isinstance(upstream, Mapping):
+        raise TypeError(f"upstream must be a mapping of task ids to Tasks, got {type(upstream).__name__}")
+    for key, task in upstream.items():
+        if not isinstance(key, str):
+            raise TypeError(f"upstream must have task ids (str) as its keys, got {type(key).__name__}")
+        if not isinstance(task, Task):
+            raise TypeError(f"upstream must hold Tasks, got {type(task).__name__} for {key!r}")
+    return dict(upstream)
 
 
 class DetachedPort:

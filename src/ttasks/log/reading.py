@@ -15,8 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ttasks.errors import DamagedLedgerError, LedgerError, LedgerUnwritableError, NotALedgerError
-from ttasks.events.codec import decode, from_iso
+from ttasks.errors import (
+    DamagedLedgerError,
+    LedgerError,
+    LedgerUnwritableError,
+    NotALedgerError,
+    UnknownTypeError,
+)
+from ttasks.events.codec import FACT_TYPES, decode, from_iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSucceeded
 from ttasks.events.status import TaskStatus
@@ -116,6 +122,24 @@ class LogReader(ABC):
         """Yield events in position order, from a stream or of a type where given, `after` a position."""
         types = (type,) if type is not None else ()
         return self.matching(EventFilter(stream=stream, types=types, after=after, limit=limit))
+
+    def check_type(self, type_: str) -> None:
+        """Refuse what no type of event is called, neither in this ttasks nor, by a newer one, in this ledger.
+
+        Raises:
+            UnknownTypeError: it is none.
+        """
+        known = {each.__name__ for each in FACT_TYPES}
+        if type_ in known or self.has_type(type_):
+            return
+        from difflib import get_close_matches  # only a mistake needs it
+
+        like = get_close_matches(type_, known, 1, 0.5) or [name for name in known if name.lower() == type_.lower()]
+        raise UnknownTypeError(type_, like[0] if like else None)
+
+    def has_type(self, type_: str) -> bool:
+        """True when an event of this type is in the ledger."""
+        return next(self.events(type=type_, limit=1), None) is not None
 
     def ledger(self) -> str:
         """Return the ledger's id."""

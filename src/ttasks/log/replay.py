@@ -130,6 +130,9 @@ class Past(LogReader):
     def head_position(self) -> int:
         return self._position
 
+    def has_type(self, type_: str) -> bool:
+        return self._readers.has_type(type_)  # also where it came later
+
     # --- tasks and graphs --------------------------------------------------------------------------------------------
 
     def _replay(self, stream: str, without: tuple[str, ...] = CHANGING_NOTHING) -> tuple[Replay, StreamFold | None]:

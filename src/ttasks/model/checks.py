@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
+
+from ttasks.events.status import OnInterrupted
 
 FLOAT_MAX: Final = sys.float_info.max
 
@@ -25,7 +28,24 @@ def check_timeout(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"timeout must be a number or None, got {type(value).__name__}")
     if not 0 < value <= FLOAT_MAX:
-        raise ValueError(f"timeout must be greater than 0, got {value!r}")
+        raise ValueError(f"timeout must be greater than 0 and finite, in seconds, or None for no limit; got {value!r}")
+
+
+def check_path(value: object, name: str) -> str | None:
+    """Return a path as text; None stays None. TypeError: it is neither text nor a path of text."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if path is not None and not isinstance(path, str):
+        raise TypeError(f"{name} must be a str or a path, got {type(value).__name__}")
+    return path
+
+
+def check_on_interrupted(value: object) -> OnInterrupted:
+    allowed = ", ".join(repr(answer.value) for answer in OnInterrupted)
+    if not isinstance(value, str):
+        raise TypeError(f"on_interrupted must be one of {allowed}, got {type(value).__name__}")
+    if value not in list(OnInterrupted):
+        raise ValueError(f"on_interrupted must be one of {allowed}, got {value!r}")
+    return OnInterrupted(value)
 
 
 def check_error(value: object) -> None:

@@ -19,6 +19,7 @@ from ttasks.model.task import Task
 from ttasks.model.task_view import Keeper
 from ttasks.public import public
 from ttasks.state.graph import GraphState
+from ttasks.state.naming import named
 from ttasks.state.planner import check
 
 
@@ -342,6 +343,7 @@ class TaskGraph:
             max_workers: how many run at the same time, at least 1.
 
         Raises:
+            TypeError: `executor must be a TaskExecutor`, or `max_workers`. Nothing was run or written.
             ValueError: `max_workers`, a cycle, a dependency that is not in the graph, a task that runs already.
                 Nothing was run or written.
             LedgerUnwritableError: the ledger was lost. What ran has ended, nothing more was started.
@@ -349,6 +351,9 @@ class TaskGraph:
 
         A failed task is no exception: look at `ok`, `failed` and `errors`.
         """
+        if isinstance(executor, type) or not callable(getattr(executor, "run_graph", None)):
+            got = repr(executor) if isinstance(executor, type) else type(executor).__name__
+            raise TypeError(f"executor must be a TaskExecutor, got {got}: graph.run(TaskExecutor(store))")
         executor.run_graph(self, max_workers)
         return self
 
@@ -375,11 +380,11 @@ class TaskGraph:
             about = (self._title, self._source, self._max_workers)
         for task in again:
             if task.id not in {member.task for _, member in placed}:
-                raise ValueError(f"task '{task.title}' ({task.id}) is not in the graph; nothing was changed")
+                raise ValueError(f"{named('task', task.title, task.id)} is not in the graph; nothing was changed")
         for task, _ in placed:
             if task.is_running or task._view.is_owned:
                 raise ValueError(
-                    f"task '{task.title}' is RUNNING ({task.id}): wait for it, or cancel it, before a retry"
+                    f"task '{task.title or task.id}' is RUNNING ({task.id}): wait for it, or cancel it, before a retry"
                 )
         repeated = _with_dependents({task.id for task in again}, placed)
         fresh = {
@@ -406,7 +411,9 @@ class TaskGraph:
         """
         with self._lock:
             if self._keeper is not None:
-                raise AlreadyRunningError(f"graph '{self._title}' ({self._id}) is running already. Nothing was written")
+                raise AlreadyRunningError(
+                    f"{named('graph', self._title, self._id)} is running already. Nothing was written"
+                )
             keeper = self._keeper = Keeper(ledger)
             tasks = list(self._tasks.values())
         for task in tasks:

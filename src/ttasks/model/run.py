@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from ttasks.events.status import RunStatus
+from ttasks.model.frozen import ReadOnlyDict
 from ttasks.model.graph import RecordedError
 from ttasks.public import public
 from ttasks.state.graph import RunState
@@ -85,7 +86,7 @@ class Run:
             position=state.position,
             cancel_requested_by=state.cancel_requested_by,
             why=state.why,
-            errors=errors,
+            errors=ReadOnlyDict(errors, "run.errors can't be changed: it says what was recorded of the run"),
             duration=state.duration,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,28 @@ from ttasks import clock
 from ttasks.errors import TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
-from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
-from ttasks.model.checks import check_bool, check_env, check_error, check_number, check_str, check_timeout
+from ttasks.events.status import TaskStatus, TaskType
+from ttasks.model.checks import (
+    check_bool,
+    check_env,
+    check_error,
+    check_number,
+    check_on_interrupted,
+    check_path,
+    check_str,
+    check_timeout,
+)
 from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded
 from ttasks.model.task_view import History, Keeper, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
+from ttasks.state.naming import named
 from ttasks.state.record import evolve, made
 from ttasks.state.task import GRACE_S, TaskState, apply, snapshot
 from ttasks.state.transitions import TRANSITIONS
 
+PathText = str | os.PathLike[str]
 OnInterruptedName = Literal["rerun", "fail", "ask"]
 
 
@@ -47,7 +59,7 @@ class TaskFields(TypedDict, total=False):
 
     description: str
     timeout: float | None
-    cwd: str | None
+    cwd: PathText | None
     env: Mapping[str, str] | None
     on_interrupted: OnInterruptedName
     name: str | None
@@ -66,7 +78,7 @@ class Task(TaskView):
         error: what went wrong with it so far.
         timeout: seconds, greater than 0; None for no limit.
         created_at: default: now. A naive datetime is local time.
-        cwd: the folder it runs in; None for that of whoever runs it.
+        cwd: the folder it runs in, as text or as a path, and recorded as text; None for that of whoever runs it.
         env: extra environment variables. Values of names that look secret are never recorded, nor what is
             printed of them (SPEC §8).
         on_interrupted: ``"rerun"``, ``"fail"`` or ``"ask"``: what becomes of it when its runner dies.
@@ -94,7 +106,7 @@ class Task(TaskView):
         timeout: float | None = None,
         created_at: datetime | None = None,
         *,
-        cwd: str | None = None,
+        cwd: PathText | None = None,
         env: Mapping[str, str] | None = None,
         on_interrupted: OnInterruptedName = "rerun",
         name: str | None = None,
@@ -110,11 +122,10 @@ class Task(TaskView):
         check_timeout(timeout)
         if created_at is not None and not isinstance(created_at, datetime):
             raise TypeError(f"created_at must be a datetime, got {created_at!r}")
-        if cwd is not None:
-            check_str(cwd, "cwd")
+        folder = check_path(cwd, "cwd")
         if name is not None:
             check_str(name, "name")
-        check_str(on_interrupted, "on_interrupted")
+        answer = check_on_interrupted(on_interrupted)
         check_number(grace, "grace")
         check_bool(wait_for_output, "wait_for_output")
         extra = check_env(env)
@@ -129,10 +140,10 @@ class Task(TaskView):
                 description=description,
                 created_at=clock.now() if created_at is None else clock.aware(created_at),
                 timeout=timeout,
-                cwd=cwd,
+                cwd=folder,
                 env=extra,
                 env_digests=None,
-                on_interrupted=OnInterrupted(on_interrupted),
+                on_interrupted=answer,
                 derived_from=None,
                 version=0,
                 error=error,
@@ -327,7 +338,7 @@ class Task(TaskView):
             on_cancel()
 
     def give_again(
-        self, *, payload: str | None = None, cwd: str | None = None, env: Mapping[str, str] | None = None
+        self, *, payload: str | None = None, cwd: PathText | None = None, env: Mapping[str, str] | None = None
     ) -> None:
         """Give a loaded task what the ledger withholds of it, so that it can run; nothing is recorded of that.
 
@@ -342,16 +353,17 @@ class Task(TaskView):
             ValueError: something that is not withheld from this handle. Nothing was changed.
             SealedTaskError: the task has SUCCEEDED.
         """
-        texts = {field: value for field, value in (("payload", payload), ("cwd", cwd)) if value is not None}
-        for field, value in texts.items():
-            check_str(value, field)
+        if payload is not None:
+            check_str(payload, "payload")
+        folder = check_path(cwd, "cwd")
+        texts = {field: value for field, value in (("payload", payload), ("cwd", folder)) if value is not None}
         given = check_env(env) or {}
         with self._lock:
             decide.check_may_change(self._view, "what is withheld")
             missing = self._given.missing(self._view)
             for name in (*texts, *(f"env[{name!r}]" for name in given)):
                 if name not in missing:
-                    raise ValueError(f"{name} of task '{self.title}' is not withheld from this handle")
+                    raise ValueError(f"{name} of task '{self.title or self.id}' is not withheld from this handle")
             self._view = self._given.take(self._view, texts, given)
 
     def _check_whole(self) -> None:
@@ -365,7 +377,7 @@ class Task(TaskView):
         missing = self._given.missing(self._view)
         if missing:
             raise WithheldError(
-                f"task '{self.title}' ({self.id}) can't run as it was loaded: the ledger withholds its "
+                f"{named('task', self.title, self.id)} can't run as it was loaded: the ledger withholds its "
                 f"{' and '.join(missing)}. Give that again: task.give_again(…). Nothing was run or written",
                 missing,
             )

@@ -6,12 +6,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ttasks.events.status import TaskStatus, TaskType
+from ttasks.model.frozen import ReadOnlyDict
 from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, loaded_result
 from ttasks.state.task import ResultState, TaskState
+
+_ENV_IS_FIXED: Final = (
+    "task.env can't be changed, it is fixed when the task is made: give env= there, env={**task.env, …} for a new task"
+)
 
 
 class History(Protocol):
@@ -99,9 +104,10 @@ class TaskView:
 
     @property
     def env(self) -> dict[str, str]:
-        """Extra environment variables, a new dict each time. A loaded handle has digests in place of secret values."""
+        """Extra environment variables, read-only. A loaded handle has digests in place of secret values."""
         view = self._view
-        return {**(view.env_digests or {}), **(view.env or {}), **(self._given.env or {})}
+        shown = {**(view.env_digests or {}), **(view.env or {}), **(self._given.env or {})}
+        return ReadOnlyDict(shown, _ENV_IS_FIXED)
 
     @property
     def on_interrupted(self) -> str:

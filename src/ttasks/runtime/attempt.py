@@ -38,7 +38,7 @@ from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.log.survivors import MARK, RUNNER, mark
-from ttasks.model.callbacks import awaits
+from ttasks.model.callbacks import awaits, is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
@@ -323,11 +323,10 @@ class Attempt:
             reason=TerminationReason.CANCELLED.value,
         )
         output = self._output_of(completed)
-        is_kept = isinstance(error, TaskCancelled) or (error is not None and not isinstance(error, Exception))
-        raised = error if is_kept and error is not None else TaskCancelled(text)
-        if isinstance(raised, TaskCancelled) and not words(raised):
-            raised = TaskCancelled(text, completed)
-        if raised is not error:
+        raised = error
+        is_own = isinstance(error, TaskCancelled) and words(error)
+        if error is None or not (is_own or isinstance(error, KeyboardInterrupt) or is_signal(error)):
+            raised = TaskCancelled(f"Task '{self.task.id}' was cancelled", completed)
             raised.__cause__ = error
         return Ending(fact, self._result(TaskStatus.CANCELLED, fact, output, text, completed), raised)
 

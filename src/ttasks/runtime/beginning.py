@@ -8,6 +8,7 @@ from ttasks.events.status import RunStatus
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
+from ttasks.state.naming import named
 from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.stores.recovery import Found, Recovery
 
@@ -19,7 +20,7 @@ class Beginning:
     finally tasks are to run.
 
     Raises:
-        TypeError, ValueError: `max_workers`; a cycle, or a dependency that is not in the graph.
+        TypeError, ValueError: `graph`, `max_workers`; a cycle, or a dependency that is not in the graph.
         AlreadyRunningError: the graph, or a task of it, runs.
         WithheldError: a task lacks what its ledger withholds.
     """
@@ -27,6 +28,8 @@ class Beginning:
     is_cancelled = False
 
     def __init__(self, executor: TaskExecutor, graph: TaskGraph, max_workers: int) -> None:
+        if not isinstance(graph, TaskGraph):
+            raise TypeError(f"graph must be a TaskGraph, got {type(graph).__name__}")
         if isinstance(max_workers, bool) or not isinstance(max_workers, int):
             raise TypeError(f"max_workers must be an int, got {type(max_workers).__name__}")
         if max_workers < 1:
@@ -64,7 +67,8 @@ class Beginning:
                 continue
             if self._recovery is None and (task.is_running or task._view.is_owned):
                 raise AlreadyRunningError(
-                    f"task '{task.title}' is RUNNING ({task.id}): the graph can't be run. Nothing was written"
+                    f"task '{task.title or task.id}' is RUNNING ({task.id}): the graph can't be run. "
+                    "Nothing was written"
                 )
             if self._recovery is not None:
                 found[task.id] = self._recovery.find(task, is_run_cancelled=self._is_given_up(task))
@@ -114,4 +118,4 @@ class Beginning:
 
 
 def running_already(graph: TaskGraph) -> AlreadyRunningError:
-    return AlreadyRunningError(f"graph '{graph.title}' ({graph.id}) is running already. Nothing was written")
+    return AlreadyRunningError(f"{named('graph', graph.title, graph.id)} is running already. Nothing was written")

@@ -11,6 +11,7 @@ from typing import Self
 from ttasks import clock, errors
 from ttasks.errors import StreamConflictError
 from ttasks.events.status import TaskType
+from ttasks.handlers.context import check_upstream
 from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
@@ -39,7 +40,8 @@ class TaskExecutor(Executions):
             all of it all the same. None: everything.
 
     Raises:
-        TypeError: `max_output_bytes must be an int`.
+        TypeError: `store must be a store`, which a path, a connection or a class is not; `max_output_bytes must be an
+            int`.
         ValueError: `max_output_bytes must be at least 1`.
 
     Leaving a ``with`` waits for what was submitted.
@@ -145,7 +147,7 @@ class TaskExecutor(Executions):
                 end could not, and the handle keeps it as pending.
             TaskCancelled: the task was cancelled. Whatever else the handler raised: the task failed.
         """
-        attempt = self._attempt(task, upstream or {}, retry_policy)
+        attempt = self._attempt(task, check_upstream(upstream), retry_policy)
         try:
             self._start(attempt)
             attempt = self._finish(attempt)
@@ -228,13 +230,14 @@ class TaskExecutor(Executions):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
+        given = check_upstream(upstream)
         self._check_may_start(task)
         with self._lock:
             if self._is_shutdown:
                 raise RuntimeError("executor is shut down")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="ttasks")
-            future = self._pool.submit(self._execute_queued, task, dict(upstream or {}), retry_policy)
+            future = self._pool.submit(self._execute_queued, task, given, retry_policy)
             self._submitted.add(future)
         future.add_done_callback(lambda done: self._done(done, task))
         return future

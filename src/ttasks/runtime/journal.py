@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ttasks.errors import words
 from ttasks.events.envelope import RecordedEvent
@@ -170,7 +171,34 @@ class LooseJournal:
         return None
 
 
+_NO_STORE: Final = (
+    str, bytes, os.PathLike, sqlite3.Connection, type, EventLog, Task, TaskGraph, int, float, list, tuple, set, dict,
+)  # fmt: skip
+"""What is given by mistake: with it an executor would run without a ledger, and nothing would say so."""
+
+
+def _check_store(store: object) -> None:
+    """Refuse what is surely no store; anything else that a user gives is called, and not looked at."""
+    if not issubclass(type(store), _NO_STORE):  # not isinstance: a mock with a spec passes for anything
+        return
+    if all(callable(getattr(getattr(store, name, None), "save", None)) for name in ("tasks", "graphs")):
+        return  # a MagicMock passes for a path
+    call = "TaskExecutor(SQLiteStore('ledger.db'))"
+    if isinstance(store, str | os.PathLike):
+        call = f"TaskExecutor(SQLiteStore({os.fspath(store)!r}))"
+    elif isinstance(store, type):
+        given = "'ledger.db'" if store.__name__ == "SQLiteStore" else ""
+        call = f"TaskExecutor({store.__name__}({given}))"
+    got = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
+    raise TypeError(f"store must be a store, got {got}: nothing would be recorded. Give one: {call}")
+
+
 def journal_of(store: Any) -> Journal:
-    """Return where an executor with this store records: only the library's own stores are ledgers."""
+    """Return where an executor with this store records: only the library's own stores are ledgers.
+
+    Raises:
+        TypeError: it is surely no store.
+    """
+    _check_store(store)
     is_ledger = issubclass(type(store), LedgerStore)  # a mock with a spec is an instance, as far as it says
     return LedgerJournal(store) if is_ledger else LooseJournal(store)

@@ -29,6 +29,7 @@ from ttasks.runtime.beginning import Beginning, running_already
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.runtime.graph_run import GraphRun
 from ttasks.state.graph import RunState
+from ttasks.state.naming import named
 from ttasks.state.reconcile import Claim, Then, claim
 from ttasks.state.task import AttemptState
 from ttasks.stores.ledger import LedgerStore
@@ -156,10 +157,10 @@ class ResumedRun(Beginning):
         if without_folder and folder is not None and not Path(folder).is_dir():
             problems.append(
                 f"the folder {folder}, in which the run was started, is not there, and task "
-                f"'{without_folder[0].title}' runs in it: make it again"
+                f"'{without_folder[0].title or without_folder[0].id}' runs in it: make it again"
             )
         if problems:
-            raise NotResumableError(f"graph '{self.graph.title}' ({self.graph.id})", problems)
+            raise NotResumableError(named("graph", self.graph.title, self.graph.id), problems)
         return {task.id: self._resumption(task, folder) for task in to_run}
 
     def _folder(self) -> str | None:
@@ -207,8 +208,8 @@ class ResumedRun(Beginning):
             names = spec.retry_on if spec is not None else None
             if names is not None and (policy is None or policy.retry_on is None):
                 problems.append(
-                    f"task '{task.title}' is retried only on {', '.join(names)}, and what that is can't be restored: "
-                    "give the policy again with graph.add(…, retry_policy=…), or insist (force_handlers)"
+                    f"task '{task.title or task.id}' is retried only on {', '.join(names)}, and what that is can't be "
+                    "restored: give the policy again with graph.add(…, retry_policy=…), or insist (force_handlers)"
                 )
         return problems
 
@@ -282,8 +283,8 @@ class ResumedTask:
         graph = store.graphs[attempt.graph]
         if graph.run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
             raise TransitionError(
-                f"task '{self.task.title}' ({self.task.id}) is of a run of graph {graph.id}, which is interrupted too: "
-                "resume that. Nothing was written"
+                f"{named('task', self.task.title, self.task.id)} is of a run of graph {graph.id}, which is interrupted "
+                "too: resume that. Nothing was written"
             )
         return {parent.id: parent for parent in graph.dependencies(self.task)}
 
@@ -307,7 +308,7 @@ class ResumedTask:
                 f"the folder {folder}, in which it ran, is not there: make it again, or execute it from here"
             )
         if problems:
-            raise NotResumableError(f"task '{self.task.title}' ({self.task.id})", problems)
+            raise NotResumableError(named("task", self.task.title, self.task.id), problems)
         self._policy = RetryPolicy.of(spec) if spec is not None else None
         retry, waits_s = self.task._view.retry, None
         if self._found.verdict.then is Then.WAIT:
@@ -341,7 +342,7 @@ class ResumedTask:
 def _resumed_by_another(handle: Task | TaskGraph, conflict: Exception) -> AlreadyRunningError:
     kind = "task" if isinstance(handle, Task) else "graph"
     return AlreadyRunningError(
-        f"somebody else has resumed or changed {kind} '{handle.title}' ({handle.id}) meanwhile: {conflict}"
+        f"somebody else has resumed or changed {named(kind, handle.title, handle.id)} meanwhile: {conflict}"
     )
 
 
@@ -353,7 +354,7 @@ def other_handler(executor: TaskExecutor, task: Task, recorded: str | None) -> s
         return None
     is_now = f"it is {current} that is registered now" if current is not None else "none is registered now"
     return (
-        f"{task.type} tasks such as '{task.title}' were run by {recorded}, and {is_now}: register that one, "
+        f"{task.type} tasks such as '{task.title or task.id}' were run by {recorded}, and {is_now}: register that one, "
         "or insist (force_handlers, --force-handlers)"
     )
 
@@ -361,7 +362,7 @@ def other_handler(executor: TaskExecutor, task: Task, recorded: str | None) -> s
 def withheld(task: Task) -> list[str]:
     """Say what the ledger withholds of a task that is to run."""
     return [
-        f"task '{task.title}' needs its {name}, which the ledger withholds: give it again ({_how(name)})"
+        f"task '{task.title or task.id}' needs its {name}, which the ledger withholds: give it again ({_how(name)})"
         for name in task._given.missing(task._view)
     ]
 

@@ -19,6 +19,7 @@ from ttasks.events.facts import (
     TaskSucceeded,
 )
 from ttasks.events.status import TaskStatus
+from ttasks.state.naming import named
 from ttasks.state.task import TaskState
 from ttasks.state.transitions import (
     BLOCKED,
@@ -61,7 +62,9 @@ def check_may_change(state: TaskState, what: str) -> None:
         SealedTaskError: it has.
     """
     if state.status is SUCCEEDED:
-        raise SealedTaskError(f"SUCCEEDED tasks are immutable: {what} of task '{state.title}' was left as it is")
+        raise SealedTaskError(
+            f"SUCCEEDED tasks are immutable: {what} of task '{state.title or state.id}' was left as it is"
+        )
 
 
 def transition(state: TaskState, status: TaskStatus, error: str | None, by: str) -> list[TaskFact]:
@@ -75,7 +78,7 @@ def transition(state: TaskState, status: TaskStatus, error: str | None, by: str)
         if status is CANCELLED:
             return cancel(state, by)
         raise AlreadyRunningError(
-            f"task '{state.title}' is RUNNING: only its runner may record how it ends; cancel it instead"
+            f"task '{state.title or state.id}' is RUNNING: only its runner may record how it ends; cancel it instead"
         )
     fact_type = _BY_HAND.get(status)
     if fact_type is None:
@@ -106,12 +109,12 @@ def check_may_start(state: TaskState) -> None:
     """
     if state.status is RUNNING or state.is_owned:
         raise AlreadyRunningError(
-            f"Cannot execute task with status '{RUNNING}': task '{state.title}' ({state.id}) is running already. "
+            f"Cannot execute task with status '{RUNNING}': {named('task', state.title, state.id)} is running already. "
             "Nothing was written"
         )
     if state.status not in (PENDING, FAILED, BLOCKED, INTERRUPTED):
         raise TransitionError(
-            f"Cannot execute task with status '{state.status}': task '{state.title}' ({state.id}) is over. "
+            f"Cannot execute task with status '{state.status}': {named('task', state.title, state.id)} is over. "
             "Nothing was written"
         )
 
@@ -128,7 +131,7 @@ def resolve(state: TaskState, answer: Resolution, by: str, note: str | None) -> 
     """
     if state.status not in (RUNNING, INTERRUPTED):
         raise TransitionError(
-            f"task '{state.title}' ({state.id}) is {state.status}, not interrupted: there is nothing to resolve. "
+            f"{named('task', state.title, state.id)} is {state.status}, not interrupted: there is nothing to resolve. "
             "Nothing was written"
         )
     resolved = TaskResolved(answer, by, note)

@@ -13,7 +13,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from ttasks import clock
-from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TransitionError
+from ttasks.errors import (
+    AlreadyRunningError,
+    LedgerError,
+    LedgerUnwritableError,
+    StreamConflictError,
+    TransitionError,
+)
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted, TaskFact
 from ttasks.events.status import RunStatus
@@ -32,6 +38,7 @@ from ttasks.public import public
 from ttasks.state import decide
 from ttasks.state.decide import Resolution
 from ttasks.state.graph import GraphState
+from ttasks.state.naming import named
 from ttasks.state.task import TaskState
 from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.recording import Entry, record
@@ -58,20 +65,33 @@ class LedgerStore:
     _by_entry = False
     """Whether its collections are in the order in which their members came, not in (created_at, id) order."""
 
-    def __init__(self, readers: Readers | Past, log: EventLog | None) -> None:
-        self._readers = readers
+    def __init__(self, readers: Readers | Past, log: EventLog | None, past_of: LedgerStore | None = None) -> None:
+        self._reading = readers
         self._log = log
+        self._past_of = past_of
         self._closed = threading.Event()
+
+    @property
+    def _readers(self) -> Readers | Past:
+        """What answers questions. LedgerError: the store was closed; what it handed out before reads on without it."""
+        self._check_open()
+        return self._reading
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise LedgerError(f"{self!r} is closed: nothing can be read from it any more. Open the ledger again")
+        if self._past_of is not None:
+            self._past_of._check_open()
 
     @property
     def events(self) -> EventView:
         """Everything that was recorded: iterate over it, call it for some of it, follow it."""
-        return EventView(self._readers, self._closed, EventFilter())
+        return EventView(self._readers, self._closed, EventFilter(), self._check_open)
 
     @property
     def runs(self) -> RunView:
         """The runs of graphs, oldest first: iterate over them, call it for some of them."""
-        return RunView(self._readers)
+        return RunView(self._readers, self._check_open)
 
     def history(self, task_or_graph: Task | TaskGraph | str) -> list[RecordedEvent]:
         """Return what was recorded of a task or graph (or of the one with this id), oldest first.
@@ -106,7 +126,7 @@ class LedgerStore:
         position = self._position(when)
         readers = self._readers
         past = readers.at(position) if isinstance(readers, Past) else Past(readers, position, by_entry=self._by_entry)
-        return PastStore(past)
+        return PastStore(past, self)
 
     def interrupted(self) -> list[Interrupted]:
         """Return what was interrupted and can go on, or waits for a person; nothing is written by asking.
@@ -150,11 +170,11 @@ class LedgerStore:
         return self._log
 
     def _load_task(self, state: TaskState) -> Task:
-        return Task._load(state, self._ledger, self._readers)
+        return Task._load(state, self._ledger, self._reading)
 
     @property
     def _ledger(self) -> str:
-        return self._log.ledger if self._log is not None else self._readers.ledger()
+        return self._log.ledger if self._log is not None else self._reading.ledger()
 
     def _record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record what these handles want recorded, in one commit; see `record`."""
@@ -167,12 +187,12 @@ class LedgerStore:
         """Keep a handle that was recorded: a store in a file hands out snapshots instead."""
 
     def close(self) -> None:
-        """Give up the ledger. Handles keep what they show; saving and running need a store that is open."""
+        """Give up the ledger. Handles and results keep what they show; all else needs a store that is open."""
         self._closed.set()
         if self._log is not None:
             self._log.close()
             self._log = None
-        self._readers.close()
+        self._reading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -196,8 +216,8 @@ class LedgerTasks(MutableMapping[str, Task]):
         return self._store._load_task(state)
 
     def _find(self, key: object) -> TaskState | None:
-        task_id = key_of(key, Task)
-        state = self._store._readers.task(task_id) if task_id is not None else None
+        task_id, readers = key_of(key, Task), self._store._readers
+        state = readers.task(task_id) if task_id is not None else None
         return state if state is not None and not state.is_deleted else None
 
     def __setitem__(self, key: str, task: Task) -> None:
@@ -320,8 +340,8 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
         return graph
 
     def _load(self, key: object) -> TaskGraph | None:
-        graph_id = key_of(key, TaskGraph)
-        found = self._store._readers.graph_with_tasks(graph_id) if graph_id is not None else None
+        graph_id, readers = key_of(key, TaskGraph), self._store._readers
+        found = readers.graph_with_tasks(graph_id) if graph_id is not None else None
         if found is None or found[0].is_deleted:
             return None
         state, tasks = found
@@ -329,8 +349,8 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
         return TaskGraph._load(state, handles, self._store._ledger)
 
     def _find(self, key: object) -> GraphState | None:
-        graph_id = key_of(key, TaskGraph)
-        state = self._store._readers.graph(graph_id) if graph_id is not None else None
+        graph_id, readers = key_of(key, TaskGraph), self._store._readers
+        state = readers.graph(graph_id) if graph_id is not None else None
         return state if state is not None and not state.is_deleted else None
 
     def __setitem__(self, key: str, graph: TaskGraph) -> None:
@@ -403,7 +423,7 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
         if state is None or state.is_deleted:
             raise KeyError(graph_id)
         if state.run_status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
-            raise TransitionError(f"graph '{state.title}' ({graph_id}) is not running: there is nothing to cancel")
+            raise TransitionError(f"{named('graph', state.title, graph_id)} is not running: there is nothing to cancel")
         request = GraphCancelRequested(clock.whoami(), "on request")
         self._store._writable().append(Batch(f"graph-{graph_id}", [request], None))
 
@@ -470,11 +490,11 @@ class PastStore(LedgerStore):
 
     It can only be looked at: whatever would write raises LedgerUnwritableError. Each answer is folded from the events
     of the streams that it is about, so asking for one task costs what that task's history costs, and asking for all of
-    them what the log costs. It uses the connections of its store, and needs no closing.
+    them what the log costs. It uses the connections of its store, which has to be open, and needs no closing.
     """
 
-    def __init__(self, past: Past) -> None:
-        super().__init__(past, None)
+    def __init__(self, past: Past, store: LedgerStore) -> None:
+        super().__init__(past, None, store)
         self.position = past.head_position()
         self.tasks = LedgerTasks(self)
         self.graphs = LedgerGraphs(self)
@@ -483,7 +503,7 @@ class PastStore(LedgerStore):
         raise LedgerUnwritableError(f"{self!r} is the past, which can't be changed; nothing was written")
 
     def __repr__(self) -> str:
-        return f"PastStore({self._readers.path or MEMORY}, position {self.position})"
+        return f"PastStore({self._reading.path or MEMORY}, position {self.position})"
 
 
 public(SQLiteStore, PastStore)

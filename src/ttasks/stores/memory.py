@@ -54,7 +54,7 @@ class InMemoryStore(LedgerStore):
             self.graphs._hold(handle)
 
     def _is_stale(self, handle: Task | TaskGraph, stream: str) -> bool:
-        return handle._seen.get(self._ledger, 0) < self._readers.version(stream)
+        return handle._seen.get(self._ledger, 0) < self._reading.version(stream)
 
     def __repr__(self) -> str:
         return f"InMemoryStore({len(self.tasks._held)} tasks, {len(self.graphs._held)} graphs)"
@@ -72,6 +72,7 @@ class InMemoryTaskCollection(LedgerTasks):
     @property
     def _live(self) -> dict[str, Task]:
         self._store._check_process()
+        self._store._check_open()
         return self._held
 
     def _hold(self, task: Task) -> None:
@@ -136,6 +137,7 @@ class InMemoryGraphCollection(LedgerGraphs):
     @property
     def _live(self) -> dict[str, TaskGraph]:
         self._store._check_process()
+        self._store._check_open()
         return self._held
 
     def _hold(self, graph: TaskGraph) -> None:

@@ -66,7 +66,7 @@ class Recovery:
         is_alive = claimed is not Claim.INTERRUPTED and (self._is_only_here(task) or self.liveness.is_run(state))
         if is_alive:
             raise AlreadyRunningError(
-                f"task '{task.title}' is RUNNING ({task.id}): it, and what it is part of, can't be run now. "
+                f"task '{task.title or task.id}' is RUNNING ({task.id}): it, and what it is part of, can't be run now. "
                 "Nothing was written"
             )
         # The one that this handle knows, not the latest: somebody may have resumed the task since, and runs that.

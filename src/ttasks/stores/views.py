@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -30,10 +30,13 @@ class EventView:
     holds nothing open however slowly it goes, so it may also come to events that were recorded meanwhile.
     """
 
-    def __init__(self, readers: Readers | Past, closed: threading.Event, wanted: EventFilter) -> None:
+    def __init__(
+        self, readers: Readers | Past, closed: threading.Event, wanted: EventFilter, check_open: Callable[[], None]
+    ) -> None:
         self._readers = readers
         self._closed = closed
         self._wanted = wanted
+        self._check_open = check_open
 
     def __call__(
         self,
@@ -65,10 +68,11 @@ class EventView:
 
         Raises:
             TypeError, ValueError: an argument that can't be meant.
+            UnknownTypeError: no type of event is called so, in this ttasks or in the ledger (a ValueError too).
         """
         given: dict[str, Any] = {
             "stream": _stream(task, graph, stream),
-            "types": None if type is None else _types(type),
+            "types": None if type is None else self._types(type),
             "after": _whole_number(after, "after"),
             "before": _whole_number(before, "before"),
             "since": _moment(since, "since"),
@@ -77,12 +81,21 @@ class EventView:
             "newest_first": _flag(newest_first, "newest_first"),
         }
         known = {name: value for name, value in given.items() if value is not None}
-        return EventView(self._readers, self._closed, replace(self._wanted, **known))
+        return EventView(self._readers, self._closed, replace(self._wanted, **known), self._check_open)
+
+    def _types(self, given: object) -> tuple[str, ...]:
+        names = _types(given)
+        self._check_open()
+        for name in names:
+            self._readers.check_type(name)
+        return names
 
     def __iter__(self) -> Iterator[RecordedEvent]:
+        self._check_open()
         return self._readers.matching(self._wanted)
 
     def __len__(self) -> int:
+        self._check_open()
         return self._readers.count_matching(self._wanted)
 
     def follow(self, timeout: float | None = None) -> Iterator[RecordedEvent]:
@@ -98,6 +111,7 @@ class EventView:
         if wanted.newest_first or wanted.before is not None or wanted.until is not None:
             raise ValueError("what is yet to come has no before, until or newest_first: follow a view without them")
         wait_s = _seconds(timeout)
+        self._check_open()
         if wanted.after is None:
             begins_now = wanted.since is None
             wanted = replace(wanted, after=self._readers.head_position() if begins_now else 0)
@@ -145,12 +159,14 @@ class RunView:
     def __init__(
         self,
         readers: Readers | Past,
+        check_open: Callable[[], None],
         graph_id: str | None = None,
         *,
         newest_first: bool = False,
         limit: int | None = None,
     ) -> None:
         self._readers = readers
+        self._check_open = check_open
         self._graph_id = graph_id
         self._newest_first = newest_first
         self._limit = limit
@@ -176,12 +192,17 @@ class RunView:
         most = _whole_number(limit, "limit")
         return RunView(
             self._readers,
+            self._check_open,
             self._graph_id if graph is None else _id(graph, TaskGraph, "graph"),
             newest_first=self._newest_first if newest is None else newest,
             limit=self._limit if most is None else most,
         )
 
     def __iter__(self) -> Iterator[Run]:
+        self._check_open()
+        return self._runs()
+
+    def _runs(self) -> Iterator[Run]:
         found = self._readers.runs(self._graph_id, newest_first=self._newest_first, limit=self._limit)
         runners: dict[int, Runner] = {}
         for state in found:
@@ -196,6 +217,7 @@ class RunView:
         return Runner._of(state)
 
     def __len__(self) -> int:
+        self._check_open()
         return len(self._readers.runs(self._graph_id, limit=self._limit))
 
     def __repr__(self) -> str:
