@@ -42,6 +42,17 @@ def test_an_edit_of_the_task_does_not_change_what_the_attempt_runs() -> None:
     assert (context.title, context.payload, context.description, context.timeout) == ("t", "make", "d", 3)
 
 
+@pytest.mark.parametrize("field", ["title", "payload", "description", "timeout", "cwd", "env"])
+def test_what_an_attempt_runs_can_not_be_changed(field: str) -> None:
+    context = TaskContext(Task.bash("make", title="t", description="d", timeout=3, cwd="/", env={"A": "b"}))
+    before = getattr(context, field)
+    with pytest.raises(AttributeError, match=f"context.{field} can't be set"):
+        setattr(context, field, None)
+    assert getattr(context, field) == before
+    with pytest.raises(TypeError):
+        context.env["A"] = "c"  # type: ignore[index]
+
+
 def test_the_status_is_the_task_s_own() -> None:
     task = Task.bash("make")
     context = TaskContext(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 from ttasks.errors import TaskCancelled
 from ttasks.events.agent_facts import AgentFact
@@ -14,6 +14,9 @@ from ttasks.model.callbacks import check_runs_when_called
 from ttasks.model.task import Task
 from ttasks.public import public
 
+_FIXED: Final = frozenset({
+    "title", "description", "payload", "timeout", "cwd", "grace", "wait_for_output", "env",
+})  # fmt: skip
 ProgressEmitter = Callable[[float | None, str | None], None]
 
 
@@ -87,8 +90,17 @@ class TaskContext:
     Raises:
         TypeError: `task must be a Task`, `upstream must be a mapping …`, `progress_emitter must be callable`.
 
-    It holds what *this* attempt runs: editing the task meanwhile changes nothing here.
+    It holds what *this* attempt runs, read-only: editing the task meanwhile changes nothing here.
     """
+
+    title: str
+    description: str
+    payload: str
+    timeout: float | None
+    cwd: str | None
+    grace: float
+    wait_for_output: bool
+    env: Mapping[str, str]
 
     def __init__(
         self,
@@ -105,14 +117,26 @@ class TaskContext:
         self._upstream: Mapping[str, Task] = MappingProxyType(check_upstream(upstream))
         self._progress_emitter = progress_emitter
         self._port: AttemptPort | None = None
-        self.title: str = task.title
-        self.description: str = task.description
-        self.payload: str = task.payload
-        self.timeout: float | None = task.timeout
-        self.cwd: str | None = task.cwd
-        self.grace: float = task.grace
-        self.wait_for_output: bool = task.wait_for_output
-        self.env: Mapping[str, str] = MappingProxyType(task.env)
+        vars(self).update(
+            title=task.title,
+            description=task.description,
+            payload=task.payload,
+            timeout=task.timeout,
+            cwd=task.cwd,
+            grace=task.grace,
+            wait_for_output=task.wait_for_output,
+            env=MappingProxyType(task.env),
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FIXED:
+            raise AttributeError(f"context.{name} can't be set: it is what this attempt runs, as its start recorded it")
+        object.__setattr__(self, name, value)
+
+    def _run_in(self, cwd: str | None) -> None:
+        """Run in `cwd` where the task has no folder of its own. Only before the start is recorded."""
+        if self.cwd is None:
+            vars(self)["cwd"] = cwd
 
     @property
     def id(self) -> str:

@@ -130,8 +130,7 @@ class Attempt:
         self.context = TaskContext(task, upstream, progress_emitter=self._progress)
         self.context._port = self
         self._default_cwd = cwd
-        if self.context.cwd is None:
-            self.context.cwd = cwd
+        self.context._run_in(cwd)
         self.started_at = clock.now()
         self._started_s = clock.monotonic_s()
 

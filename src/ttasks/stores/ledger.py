@@ -467,7 +467,7 @@ class SQLiteStore(LedgerStore):
         durability: str = "full",
         redact: Iterable[str | re.Pattern[str]] = (),
     ) -> None:
-        self.path = os.fspath(path)
+        self._path = os.fspath(path)
         _check_busy_timeout(busy_timeout)
         redaction = read_redaction(redact, os.environ)
         if read_only and self.path == MEMORY:
@@ -480,6 +480,11 @@ class SQLiteStore(LedgerStore):
             super().__init__(log.readers, log)
         self.tasks = LedgerTasks(self)
         self.graphs = LedgerGraphs(self)
+
+    @property
+    def path(self) -> str:
+        """The file, as it was given; ``":memory:"`` for a ledger in memory."""
+        return self._path
 
     def __repr__(self) -> str:
         return f"SQLiteStore({self.path})"
@@ -495,9 +500,14 @@ class PastStore(LedgerStore):
 
     def __init__(self, past: Past, store: LedgerStore) -> None:
         super().__init__(past, None, store)
-        self.position = past.head_position()
+        self._position_then = past.head_position()
         self.tasks = LedgerTasks(self)
         self.graphs = LedgerGraphs(self)
+
+    @property
+    def position(self) -> int:
+        """The last position that was in the log then."""
+        return self._position_then
 
     def _writable(self) -> EventLog:
         raise LedgerUnwritableError(f"{self!r} is the past, which can't be changed; nothing was written")
