@@ -16,7 +16,7 @@ from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, Task
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
 from ttasks.model.checks import check_bool, check_env, check_error, check_number, check_str, check_timeout
 from ttasks.model.given import Given
-from ttasks.model.result import TaskResult, is_loaded
+from ttasks.model.result import KEPT_BYTES_MAX, TaskResult, is_loaded, is_read_when_asked
 from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
@@ -262,10 +262,15 @@ class Task(TaskView):
     def error(self) -> str | None:
         """What went wrong; None after success."""
         with self._lock:
-            if self._view.error_length is not None:
-                whole = self._whole_error()
+            if self._view.error_length is None:
+                return self._view.error
+            ending, result = self._view.result, self._result
+            if result is not None and ending is not None and ending.error == self._view.error:
+                return result.error
+            whole = self._whole_error()
+            if whole is None or len(whole) <= KEPT_BYTES_MAX:
                 self._view = evolve(self._view, error=whole, error_length=None)
-            return self._view.error
+            return whole
 
     @error.setter
     def error(self, value: str | None) -> None:
@@ -425,7 +430,7 @@ class Task(TaskView):
             return result.raw.stderr
         if self._history is None or not is_loaded(result):  # what ran here printed nothing that it does not hold
             return ""
-        return self._history.printed(self.id, attempt)["stderr"]
+        return self._history.printed_to(self.id, attempt, "stderr")
 
     def _committed(
         self,
@@ -462,6 +467,8 @@ class Task(TaskView):
             if not is_same_ending(ending, result):
                 return  # somebody cancelled it meanwhile
             self._result = result
+            if is_read_when_asked(result, "error"):
+                return  # it is long: the handle has its end, and asks the result for all of it
             if ending is not None and self._view.error is not None and self._view.error == ending.error:
                 self._view = evolve(self._view, error=result.error, error_length=None)
 
