@@ -89,7 +89,6 @@ EVENTS = st.lists(st.lists(CHUNKS, max_size=4), max_size=6)
 def test_the_parts_are_all_of_it_both_ways(events: list[Printed], lines_max: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(printed, "LINES_MAX", lines_max)
-        patch.setattr(printed, "EVENTS_AT_A_TIME", 2)
         output = Recorded(*events).output()
         whole = [(stream, line) for stream, text in itertools.chain(*events) for line in text.split("\n")[:-1]]
         ahead, back = [*forwards(output)], [*backwards(output)][::-1]
@@ -132,7 +131,7 @@ def test_of_much_the_end_is_shown_and_little_is_read() -> None:
     part = recorded.output().tail()
     assert len(part.lines) == printed.LINES_MAX
     assert (part.first, part.events, part.later) == (200, 200, None)
-    assert recorded.read <= printed.EVENTS_AT_A_TIME
+    assert recorded.read <= 2
 
 
 def test_a_huge_event_is_shown_in_parts_too() -> None:

@@ -14,12 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from rich.color import ColorSystem
-from rich.style import Style
 from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
-from ttasks.cli.text import STYLES, console
+from ttasks.cli.text import STYLES, Styler, console
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short
@@ -43,11 +41,6 @@ CTRL_C: Final = (
     "Ctrl-C again: what runs is stopped at once.",
 )
 """What is said of the first Ctrl-C, and of the second."""
-COLOR_SYSTEMS: Final = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-}
 
 
 def graph_of(workflow: Workflow) -> TaskGraph:
@@ -88,14 +81,10 @@ class Reporter:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._out = console()
-        self._colors = COLOR_SYSTEMS.get(self._out.color_system or "")
+        self._styled = Styler(self._out)
         self._lock = threading.Lock()
         width = min(max(map(len, names.values()), default=0), 30)
         self._names = {task_id: self._styled(name.ljust(width), "bold") for task_id, name in names.items()}
-
-    def _styled(self, text: str, style: str) -> str:
-        # By hand, because a Console takes a tenth of a millisecond a line, and scripts print millions.
-        return Style.parse(style).render(text, color_system=self._colors)
 
     def __call__(self, event: TaskEvent) -> None:
         """Print one event."""

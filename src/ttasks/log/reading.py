@@ -396,9 +396,11 @@ class Readers(LogReader):
         row = self._one(select("tasks", "WHERE id = ?"), (task_id,))
         return self._read(rows.task_state, row) if row is not None else None
 
-    def tasks(self) -> list[TaskState]:
-        """Return the tasks that are not deleted, in (created_at, id) order."""
-        found = self._all(select("tasks", "WHERE is_deleted = 0 ORDER BY created_at, id"))
+    def tasks(self, *, latest: int | None = None) -> list[TaskState]:
+        """Return the tasks that are not deleted, in (created_at, id) order; or so many of the latest, in reverse."""
+        order = "created_at, id" if latest is None else "created_at DESC, id DESC"
+        most = POSITION_MAX if latest is None else min(latest, POSITION_MAX)
+        found = self._all(select("tasks", f"WHERE is_deleted = 0 ORDER BY {order} LIMIT ?"), (most,))
         return self._read(_task_states, found)
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:
