@@ -172,12 +172,19 @@ def _event_of(text: str) -> tuple[RecordedEvent, TaskOutput]:
     return recorded, recorded.fact
 
 
-def test_a_download_is_sent_as_it_is_read_and_lone_surrogates_are_spelled_out() -> None:
+def test_a_download_is_sent_as_it_is_read_and_lone_surrogates_are_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "BLOCK_CHARACTERS", 4)
     sent = _sent(Download("x.txt", iter(["one\n", "", "\udcff\n"])), lambda _: False)
-    assert [each["body"] for each in sent[1:]] == [b"one\n", b"", b"\\udcff\n", b""]
+    assert [each["body"] for each in sent[1:]] == [b"one\n", b"\\udcff\n", b""]
     headers = dict(sent[0]["headers"])
     assert headers[b"content-type"] == b"text/plain; charset=utf-8"
     assert headers[b"Content-Disposition"] == b'attachment; filename="x.txt"'
+
+
+def test_many_small_texts_of_a_download_are_sent_together() -> None:
+    sent = _sent(Download("x.txt", iter(["line\n"] * 100_000)), lambda _: False)
+    assert b"".join(each["body"] for each in sent[1:]) == b"line\n" * 100_000
+    assert len(sent) < 10
 
 
 def test_a_download_ends_when_the_client_goes_away() -> None:

@@ -97,7 +97,7 @@ class HeadAndTail:
     `characters` counts the whole text. Memory stays below about three times `bytes_max`, however small the parts are.
     """
 
-    def __init__(self, bytes_max: int, elsewhere: str, separator: str, why: str) -> None:
+    def __init__(self, bytes_max: int, elsewhere: str, separator: str, why: str = "max_output_bytes is") -> None:
         self._bytes_max = bytes_max
         self._elsewhere = elsewhere
         self._separator = separator

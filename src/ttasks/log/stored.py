@@ -50,21 +50,17 @@ class StoredAttempt:
                 yield fact
 
     def _recorded(self) -> Iterator[TaskOutput | TaskSucceeded]:
+        path = self._readers.path
         try:
-            self._check()
+            start = next(self._readers.events(after=self._position - 1, limit=1), None)
+            if self._readers.ledger() != self._ledger or start is None or start.stream != self._stream:
+                raise LedgerError(f"{path} is another ledger by now; put the one with the id {self._ledger} back")
             for event in self._readers.matching(EventFilter(self._stream, types=_TYPES, after=self._position)):
                 if isinstance(event.fact, TaskOutput | TaskSucceeded) and event.fact.attempt == self._attempt:
                     yield event.fact
         except LedgerError as error:
-            raise self.lost(str(error)) from error
-
-    def _check(self) -> None:
-        path = self._readers.path
-        if path is not None and not path.exists():
-            raise LedgerError(f"{path} is gone; put it back")
-        start = next(self._readers.events(after=self._position - 1, limit=1), None)
-        if self._readers.ledger() != self._ledger or start is None or start.stream != self._stream:
-            raise LedgerError(f"{path} is another ledger by now; put the one with the id {self._ledger} back")
+            is_gone = path is not None and not path.exists()
+            raise self.lost(f"{path} is gone; put it back" if is_gone else str(error)) from error
 
     def lost(self, why: str) -> LedgerError:
         """Return the error that a text of the attempt can't be read, and why."""

@@ -14,6 +14,13 @@ KEPT_BYTES_MAX: Final = 64 * 1024
 """How much of a text that the ledger has is kept in memory too; a longer one is read each time it is asked for."""
 
 
+def is_long(text: str) -> bool:
+    """True when a text has more than is kept."""
+    if len(text) * 4 <= KEPT_BYTES_MAX:
+        return False
+    return len(text) > KEPT_BYTES_MAX or len(text.encode("utf-8", "surrogatepass")) > KEPT_BYTES_MAX
+
+
 def none() -> Any:
     """Return None: the default of a field that the class must not have as an attribute."""
     return None
@@ -32,7 +39,7 @@ class ReadWhenAsked:
             if name not in readers:
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
             value = readers[name]()
-            if not isinstance(value, str) or len(value) <= KEPT_BYTES_MAX:
+            if not isinstance(value, str) or not is_long(value):
                 self.__dict__[name] = value
             return value
 

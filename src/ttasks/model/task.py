@@ -16,7 +16,7 @@ from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, Task
 from ttasks.events.status import OnInterrupted, TaskStatus, TaskType
 from ttasks.model.checks import check_bool, check_env, check_error, check_number, check_str, check_timeout
 from ttasks.model.given import Given
-from ttasks.model.result import KEPT_BYTES_MAX, TaskResult, is_loaded, is_read_when_asked
+from ttasks.model.result import TaskResult, is_loaded, is_long, is_read_when_asked
 from ttasks.model.task_view import History, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
@@ -268,7 +268,7 @@ class Task(TaskView):
             if result is not None and ending is not None and ending.error == self._view.error:
                 return result.error
             whole = self._whole_error()
-            if whole is None or len(whole) <= KEPT_BYTES_MAX:
+            if whole is None or not is_long(whole):
                 self._view = evolve(self._view, error=whole, error_length=None)
             return whole
 

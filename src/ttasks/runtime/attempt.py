@@ -41,7 +41,7 @@ from ttasks.log.runner import process_start
 from ttasks.log.stored import PrintedText, ReturnedText, StoredAttempt, StoredText
 from ttasks.log.survivors import MARK, RUNNER, mark
 from ttasks.model.event import TaskEvent, TaskEventType
-from ttasks.model.result import KEPT_BYTES_MAX, TaskResult, reading
+from ttasks.model.result import TaskResult, is_long, reading
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.runtime.bus import EventBus
@@ -284,9 +284,9 @@ class Attempt:
         if completed is not None:
             raw = completed = self._noted(completed)
             output, stderr = self._shown(completed, "stdout"), self._shown(completed, "stderr") or None
-        elif returned is not None and self._stored is not None and _is_long(returned):
+        elif returned is not None and self._stored is not None and is_long(returned):
             output = ReturnedText(self._stored, len(returned))
-            raw = output if type(value) is str and value == returned else value
+            raw = output if type(value) is str and _is_given_back(returned, value) else value
         fact = TaskSucceeded(
             **self._span(),
             **self._printed_error(stderr),
@@ -432,7 +432,7 @@ class Attempt:
         for stream, value in given.items():
             if text := _text(value):
                 cleaned = self._clean(text)
-                if self._stored is not None and cleaned == text and _is_long(text) and _is_whole(text, value):
+                if self._stored is not None and cleaned == text and is_long(text) and _is_given_back(text, value):
                     stored[stream] = PrintedText(self._stored, len(text), stream, self._printed_chunks(stream), 1)
                 self._printed.append(("stdout" if stream == "stdout" else "stderr", at, cleaned))
         if not stored or type(completed) is not subprocess.CompletedProcess:
@@ -480,7 +480,7 @@ class Attempt:
             self._stored.unwritten = lambda: left
             ending = self.ending
             fact = ending.fact if ending is not None and not is_lost else None
-            if ending is not None and isinstance(fact, TaskSucceeded) and len(fact.output or "") > KEPT_BYTES_MAX:
+            if ending is not None and isinstance(fact, TaskSucceeded) and is_long(fact.output or ""):
                 # An attempt and its context know each other, so what it holds is freed late.
                 self.ending = replace(ending, fact=replace(fact, output=None))
         self.is_settled = True
@@ -695,19 +695,13 @@ def _error_code(error: BaseException) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def _is_long(text: str) -> bool:
-    """True when a text is too long to be kept, and one that the ledger gives back as it is."""
-    if len(text) * 4 <= KEPT_BYTES_MAX:
-        return False
+def _is_given_back(text: str, value: object) -> bool:
+    """True when the ledger gives a text back as a handler had it; of surrogates in a row it makes characters."""
     try:
-        return len(text.encode()) > KEPT_BYTES_MAX
-    except UnicodeEncodeError:  # of two surrogates in a row, the ledger makes the character that they stand for
+        encoded = text.encode()
+    except UnicodeEncodeError:
         return False
-
-
-def _is_whole(text: str, value: object) -> bool:
-    """True when a text is all of what a handler had."""
-    return value == (text.encode() if isinstance(value, bytes) else text)
+    return value == (encoded if isinstance(value, bytes) else text)
 
 
 def _stored_words(error: BaseException | None) -> StoredText | None:
