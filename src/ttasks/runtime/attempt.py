@@ -284,9 +284,9 @@ class Attempt:
         if completed is not None:
             raw = completed = self._noted(completed)
             output, stderr = self._shown(completed, "stdout"), self._shown(completed, "stderr") or None
-        elif returned is not None and self._stored is not None and is_long(returned):
+        elif self._stored is not None and returned and is_long(returned) and _is_given_back(returned, returned):
             output = ReturnedText(self._stored, len(returned))
-            raw = output if type(value) is str and _is_given_back(returned, value) else value
+            raw = output if type(value) is str and value == returned else value
         fact = TaskSucceeded(
             **self._span(),
             **self._printed_error(stderr),
