@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from tempfile import SpooledTemporaryFile
-from typing import Final
+from typing import IO, Final
 
 from ttasks.display import printable
 
@@ -15,8 +15,8 @@ HELD_MAX: Final = 256 * 1024
 class _Begun:
     """A line of one stream that has not ended yet."""
 
-    def __init__(self) -> None:
-        self._file = SpooledTemporaryFile(HELD_MAX, "w+", encoding="utf-8", newline="")  # noqa: SIM115 - `take` ends it
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
         self.is_empty = True
 
     def add(self, text: str) -> None:
@@ -39,18 +39,23 @@ def whole_lines(chunks: Iterable[tuple[str, str]]) -> Iterator[str]:
 
     What could steer a terminal is spelled out. A last line without an end gets one.
     """
-    begun: dict[str, _Begun] = {"stdout": _Begun(), "stderr": _Begun()}
-    for stream, text in chunks:
-        line = begun[stream]
-        first, *more = text.split("\n")
-        line.add(first)
-        if not more:
-            continue
-        yield from line.take()
-        *whole, rest = more
-        yield "\n".join(["", *map(printable, whole), ""])
-        line.add(rest)
-    for line in begun.values():
-        if not line.is_empty:
+    with _waiting_room() as stdout, _waiting_room() as stderr:
+        begun = {"stdout": _Begun(stdout), "stderr": _Begun(stderr)}
+        for stream, text in chunks:
+            line = begun[stream]
+            first, *more = text.split("\n")
+            line.add(first)
+            if not more:
+                continue
             yield from line.take()
-            yield "\n"
+            *whole, rest = more
+            yield "\n".join(["", *map(printable, whole), ""])
+            line.add(rest)
+        for line in begun.values():
+            if not line.is_empty:
+                yield from line.take()
+                yield "\n"
+
+
+def _waiting_room() -> SpooledTemporaryFile[str]:
+    return SpooledTemporaryFile(HELD_MAX, "w+", encoding="utf-8", newline="")

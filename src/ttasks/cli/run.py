@@ -28,6 +28,7 @@ from ttasks.log.redaction import redacted
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted
+from ttasks.model.result import is_read_when_asked
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
@@ -106,7 +107,9 @@ class Reporter:
             heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
             text += f"{heard} after {duration(result.duration)}"
         if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
+            # Of a long error the handle has the end; all of it would have to be read.
+            is_long = is_read_when_asked(event, "error")
+            text += ": " + _last_line(event.task._view.error if is_long else event.error)
         return text
 
     def _line(self, event: TaskEvent, text: str, style: str) -> None:
@@ -240,10 +243,14 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
+def _last_line(error: str | None) -> str:
+    return printable((error or "").strip().rpartition("\n")[2])
+
+
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    error = printable((task.error or "").strip().rpartition("\n")[2])
+    error = _last_line(task._view.error)
     out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
     for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
         out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))

@@ -17,15 +17,12 @@ from typing import Any, Final
 from ttasks import clock
 from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, TtasksError, words
 from ttasks.events.agent_facts import AgentFact
-from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
-    Chunk,
     ProcessSpawned,
     TaskFact,
     TaskFailed,
     TaskInterrupted,
-    TaskOutput,
     TaskProgressed,
     TaskStarted,
     TaskSucceeded,
@@ -34,11 +31,10 @@ from ttasks.events.facts import (
     TaskCancelled as TaskCancelledFact,
 )
 from ttasks.events.status import TaskStatus, TerminationReason
-from ttasks.handlers.completed import StoredProcess
 from ttasks.handlers.context import TaskContext
-from ttasks.handlers.kept import RECORDED_LINES, UNLIMITED, HeadAndTail, Kept, Limit, Recorded
+from ttasks.handlers.kept import RECORDED_LINES, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
-from ttasks.log.stored import PrintedText, ReturnedText, StoredAttempt, StoredText
+from ttasks.log.stored import StoredAttempt, StoredText
 from ttasks.log.survivors import MARK, RUNNER, mark
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult, is_long, reading
@@ -47,6 +43,7 @@ from ttasks.model.task import Task
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
 from ttasks.runtime.output import STREAMS, OutputBuffer, Printing
+from ttasks.runtime.texts import Text, Texts, is_stderr, stored_words
 from ttasks.state.rows import tail
 from ttasks.state.task import GRACE_S
 
@@ -114,15 +111,10 @@ class Attempt:
         self.execution = _Execution()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
-        self._printed: list[Chunk] = []
+        self._texts = Texts(self.number)
         self._redact()
-        self._limit = UNLIMITED
-        self._stored: StoredAttempt | None = None
-        """Where texts are that are too long to be kept, as long as nobody limits what is kept."""
         self._printing: Printing | None = None
         self._is_over = False
-        self._unwritten: list[TaskFact] = []
-        self._unwritten_lock = threading.Lock()
         self.has_started = False
         self.is_settled = False
         self._pid: int | None = None
@@ -140,7 +132,7 @@ class Attempt:
 
     def _redact(self) -> None:
         redaction = self._journal.redaction(self.task)
-        self._redaction = None if redaction is None or redaction.is_idle else redaction
+        self._texts.redaction = None if redaction is None or redaction.is_idle else redaction
 
     def next(self) -> Attempt:
         """Return the attempt that retries this one."""
@@ -202,15 +194,15 @@ class Attempt:
         self.position = position
         if self._output_bytes_max is not None:
             elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
-            self._limit = Limit(self._output_bytes_max, elsewhere)
+            self._texts.limit = Limit(self._output_bytes_max, elsewhere)
         if position is not None:
             log = self._journal.log
             assert log is not None
-            self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
+            self._buffer = self._texts.buffer = OutputBuffer(self._journal, self.task, self.number, position)
             if self._output_bytes_max is None:
-                self._stored = StoredAttempt(log.text_readers, log.ledger, self.task.id, self.number, position)
-                self._stored.unwritten = self._not_recorded
-                self._limit = RECORDED_LINES
+                stored = StoredAttempt(log.text_readers, log.ledger, self.task.id, self.number, position)
+                stored.unwritten = lambda: self._texts.unwritten(self.ending.fact if self.ending is not None else None)
+                self._texts.stored, self._texts.limit = stored, RECORDED_LINES
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -277,16 +269,15 @@ class Attempt:
 
     def _succeeded(self, value: Any) -> Ending:
         completed = value if isinstance(value, subprocess.CompletedProcess) else None
-        returned = self._clean(str(value)) if isinstance(value, str) else None
-        output: str | StoredText = returned or ""
-        stderr: str | StoredText | None = None
+        returned = self._texts.clean(str(value)) if isinstance(value, str) else None
+        output: Text = ""
+        stderr: Text | None = None
         raw = value
         if completed is not None:
             raw = completed = self._noted(completed)
-            output, stderr = self._shown(completed, "stdout"), self._shown(completed, "stderr") or None
-        elif self._stored is not None and returned and is_long(returned) and _is_given_back(returned, returned):
-            output = ReturnedText(self._stored, len(returned))
-            raw = output if type(value) is str and value == returned else value
+            output, stderr = self._texts.shown(completed, "stdout"), self._texts.shown(completed, "stderr") or None
+        elif returned is not None:
+            output, raw = self._texts.returned(value, returned)
         fact = TaskSucceeded(
             **self._span(),
             **self._printed_error(stderr),
@@ -296,19 +287,17 @@ class Attempt:
         return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, raw), None)
 
     def _failed(self, error: BaseException) -> Ending:
-        completed = self._completed_of(error)
-        said: str | StoredText | None = _stored_words(error)
-        if said is None:
-            said = words(error) or type(error).__name__
-        text = self._clean(said) if isinstance(said, str) else said
+        completed = self._noted_of(error)
+        said: Text = stored_words(error) or words(error) or type(error).__name__
+        text = self._texts.clean(said) if isinstance(said, str) else said
         reason = TerminationReason.HANDLER
         if isinstance(error, TaskTimeoutError):
             reason = TerminationReason.TIMEOUT
         elif isinstance(error, TaskExecutionError) and completed is not None:
             reason = TerminationReason.EXIT_CODE
-        was_printed = completed is not None and _says(completed, said)
+        was_printed = completed is not None and is_stderr(completed, said)
         if completed is not None and was_printed:
-            text = self._shown(completed, "stderr")
+            text = self._texts.shown(completed, "stderr")
         fact = TaskFailed(
             **self._span(),
             **(self._printed_error(text) if was_printed else {"error": str(text)}),
@@ -322,11 +311,15 @@ class Attempt:
 
     def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
         """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
-        completed = self._completed_of(error)
+        completed = self._noted_of(error)
         if completed is None and isinstance(value, subprocess.CompletedProcess):
             completed = self._noted(value)
-        said = _stored_words(error)
-        text = said or self._clean(words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
+        said = stored_words(error)
+        text = (
+            said
+            or self._texts.clean(words(error) if error is not None else "")
+            or f"Task '{self.task.id}' was cancelled"
+        )
         fact = TaskCancelledFact(
             **self._span(),
             **(self._printed_error(said) if said is not None else {"error": text}),
@@ -347,23 +340,25 @@ class Attempt:
     def _interrupted(self, error: BaseException | None) -> Ending:
         text = "its runner was stopped: what became of the work is unknown"
         fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
-        completed = self._completed_of(error)
+        completed = self._noted_of(error)
         output = self._output_of(completed)
         return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
 
-    def _output_of(self, completed: subprocess.CompletedProcess[Any] | None) -> str | StoredText:
+    def _output_of(self, completed: subprocess.CompletedProcess[Any] | None) -> Text:
         """Return what was printed by an attempt that did not succeed; what an agent said is nowhere else."""
         if completed is not None:
-            return self._shown(completed, "stdout")
+            return self._texts.shown(completed, "stdout")
         return self._printing.kept["stdout"].shown() if self._printing is not None else ""
 
-    def _shown(self, completed: subprocess.CompletedProcess[Any], stream: str) -> str | StoredText:
-        """Return what a process printed, as it is shown; what the ledger has is not read."""
-        value = completed.shown[stream] if isinstance(completed, StoredProcess) else getattr(completed, stream)
-        return value if isinstance(value, StoredText) else self._clean(_text(value))
+    def _noted(self, completed: subprocess.CompletedProcess[Any]) -> subprocess.CompletedProcess[Any]:
+        """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
+        return completed if self._pid is not None else self._texts.noted(completed)
 
-    def _clean(self, text: str) -> str:
-        return text if self._redaction is None else self._redaction.text(text)
+    def _noted_of(self, error: BaseException | None) -> subprocess.CompletedProcess[Any] | None:
+        if self._pid is None:
+            return self._texts.noted_of(error)
+        completed = getattr(error, "completed", None)
+        return completed if isinstance(completed, subprocess.CompletedProcess) else None
 
     def _span(self) -> dict[str, Any]:
         return {
@@ -373,9 +368,7 @@ class Attempt:
             "duration": clock.monotonic_s() - self._started_s,
         }
 
-    def _result(
-        self, status: TaskStatus, fact: AttemptEnd, output: str | StoredText, error: str | StoredText | None, raw: Any
-    ) -> TaskResult:
+    def _result(self, status: TaskStatus, fact: AttemptEnd, output: Text, error: Text | None, raw: Any) -> TaskResult:
         assert fact.finished_at is not None and fact.duration is not None
         texts = {"output": output, "error": error, "raw": raw}
         stored = {name: text.read for name, text in texts.items() if isinstance(text, StoredText)}
@@ -396,7 +389,7 @@ class Attempt:
             reading(result, stored)
         return result
 
-    def _printed_error(self, stderr: str | StoredText | None) -> dict[str, Any]:
+    def _printed_error(self, stderr: Text | None) -> dict[str, Any]:
         """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
         if stderr is None:
             return {}
@@ -408,83 +401,22 @@ class Attempt:
             end, length = tail(whole), len(whole)
         return {"error": end, "error_length": length if len(end) < length else None}
 
-    def _completed_of(self, error: BaseException | None) -> subprocess.CompletedProcess[Any] | None:
-        """Return the process that an error is about; it then has no more of its output in memory than a result has."""
-        completed = getattr(error, "completed", None)
-        if not isinstance(completed, subprocess.CompletedProcess):
-            return None
-        noted = self._noted(completed)
-        if noted is not completed and isinstance(error, TaskExecutionError | TaskTimeoutError | TaskCancelled):
-            error.completed = noted
-        return noted
-
-    def _noted(self, completed: subprocess.CompletedProcess[Any]) -> subprocess.CompletedProcess[Any]:
-        """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read.
-
-        Returns:
-            The same process, or one like it whose output is in the ledger, where it is long, and as the handler had it.
-        """
-        if self._pid is not None or isinstance(completed, StoredProcess):
-            return completed
-        at = iso(clock.now())
-        given = {stream: getattr(completed, stream) for stream in STREAMS}
-        stored: dict[str, Any] = {}
-        for stream, value in given.items():
-            if text := _text(value):
-                cleaned = self._clean(text)
-                if self._stored is not None and cleaned == text and is_long(text) and _is_given_back(text, value):
-                    stored[stream] = PrintedText(self._stored, len(text), stream, self._printed_chunks(stream), 1)
-                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, cleaned))
-        if not stored or type(completed) is not subprocess.CompletedProcess:
-            return completed
-        is_binary = any(isinstance(value, bytes) for value in given.values())
-        texts = {**given, **stored}
-        return StoredProcess(
-            completed.args, completed.returncode, texts["stdout"], texts["stderr"], is_binary=is_binary
-        )
-
-    def _printed_chunks(self, stream: str) -> int:
-        """Return how many chunks are recorded, or will be, of what it printed to a stream so far."""
-        begun = self._buffer.counts[stream] if self._buffer is not None else 0
-        return begun + sum(to == stream for to, _, _ in self._printed)
-
-    def _not_recorded(self) -> list[TaskFact]:
-        """Return what is not recorded yet of it; while it is being recorded, maybe what is recorded already."""
-        with self._unwritten_lock:
-            facts = list(self._unwritten)
-            if self._buffer is not None:
-                facts += self._buffer.unwritten()
-            if self._printed:
-                facts.append(TaskOutput(self.number, tuple(self._printed)))
-            if self.ending is not None:
-                facts.append(self.ending.fact)
-        return facts
-
     def unwritten(self) -> list[TaskFact]:
         """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
         if self._printing is not None:
             self._printing.stop()  # its handler may run on, and be given up
         self._is_over = True
-        with self._unwritten_lock:
-            if self._buffer is not None:
-                self._unwritten += self._buffer.take()
-            if self._printed:
-                self._unwritten.append(TaskOutput(self.number, tuple(self._printed)))
-                self._printed = []
-            return list(self._unwritten)
+        return self._texts.take()
 
     def settled(self, *, is_lost: bool = False) -> None:
         """Take note that its end is recorded, or, `is_lost`, kept by the handle."""
-        if self._stored is not None:
-            left = self._not_recorded() if is_lost else []
-            self._stored.unwritten = lambda: left
-            ending = self.ending
-            fact = ending.fact if ending is not None and not is_lost else None
-            if ending is not None and isinstance(fact, TaskSucceeded) and is_long(fact.output or ""):
-                # An attempt and its context know each other, so what it holds is freed late.
-                self.ending = replace(ending, fact=replace(fact, output=None))
+        ending = self.ending
+        self._texts.settled(self._texts.unwritten(ending.fact if ending is not None else None) if is_lost else ())
+        fact = ending.fact if ending is not None and not is_lost else None
+        if ending is not None and isinstance(fact, TaskSucceeded) and is_long(fact.output or ""):
+            # An attempt and its context know each other, so what it holds is freed late.
+            self.ending = replace(ending, fact=replace(fact, output=None))
         self.is_settled = True
-        self._unwritten.clear()
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
@@ -568,17 +500,11 @@ class Attempt:
 
     def _of_child(self) -> Printing:
         if self._printing is None:  # a handler that ran none asks, or one in whose name others report
-            kept = {stream: self._keep(stream) for stream in STREAMS}
-            self._printing = Printing(self._redaction, self._limit, kept, self._buffer, self._bus, self._publish_lines)
+            kept = {stream: self._texts.keep(stream) for stream in STREAMS}
+            self._printing = Printing(
+                self._texts.redaction, self._texts.limit, kept, self._buffer, self._bus, self._publish_lines
+            )
         return self._printing
-
-    def _keep(self, stream: str) -> Kept:
-        """Return what keeps what a child prints to a stream: from here on, if it is recorded and not limited."""
-        stored = self._stored
-        if stored is None:
-            return self._limit.keep("\n")
-        begun = self._printed_chunks(stream)
-        return Recorded(lambda count, characters: PrintedText(stored, characters, stream, begun, count))
 
     def printed(self, stream: str, text: str) -> None:
         """Take what it printed, as it was read; secrets are masked before it goes anywhere (SPEC §8)."""
@@ -632,7 +558,7 @@ class Attempt:
     def tell(self, message: str) -> None:
         """Tell subscribers how far it is, without recording it."""
         if not self._is_over:
-            self._emit_progress(clock.now(), None, self._clean(message))
+            self._emit_progress(clock.now(), None, self._texts.clean(message))
 
     def interrupted_session(self) -> str | None:
         """Return the conversation of the latest attempt that had one, where all since then were interrupted."""
@@ -645,7 +571,7 @@ class Attempt:
         at: datetime = clock.now()
         if self._is_over:
             raise RuntimeError(f"progress can't be emitted any more: attempt {self.number} has ended")
-        message = message if message is None else self._clean(message)
+        message = message if message is None else self._texts.clean(message)
         if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._emit_progress(at, percent, message)
@@ -693,32 +619,3 @@ def _error_code(error: BaseException) -> str | None:
     # Exceptions of others have a `code` that means something else, as that of SystemExit and of urllib's HTTPError.
     code = getattr(error, "code", None) if isinstance(error, TtasksError) else None
     return code if isinstance(code, str) else None
-
-
-def _is_given_back(text: str, value: object) -> bool:
-    """True when the ledger gives a text back as a handler had it; of surrogates in a row it makes characters."""
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        return False
-    return value == (encoded if isinstance(value, bytes) else text)
-
-
-def _stored_words(error: BaseException | None) -> StoredText | None:
-    """Return the text of an error that is in the ledger, without reading it."""
-    said = error.args[0] if error is not None and len(error.args) == 1 else None
-    return said if isinstance(said, StoredText) else None
-
-
-def _says(completed: subprocess.CompletedProcess[Any], said: str | StoredText) -> bool:
-    """True when an error says what a process printed to stderr."""
-    stderr = completed.shown["stderr"] if isinstance(completed, StoredProcess) else completed.stderr
-    if isinstance(stderr, StoredText) and isinstance(said, str):
-        return len(said) == stderr.characters and said == stderr.read()
-    return bool(stderr == said)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else ""
