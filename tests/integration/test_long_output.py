@@ -33,6 +33,7 @@ from ttasks import (
     TaskTimeoutError,
     TaskType,
 )
+from ttasks.handlers.kept import LINE_BYTES_MAX
 from ttasks.handlers.shell import bash_handler
 from ttasks.log.verify import verify
 from ttasks.model.result import KEPT_BYTES_MAX
@@ -460,11 +461,11 @@ def test_saved_in_another_ledger_output_is_there_too(store: SQLiteStore, tmp_pat
 def test_of_a_line_that_is_too_long_both_ends_are_published(store: SQLiteStore) -> None:
     executor, lines = TaskExecutor(store), list[str]()
     executor.events.subscribe(lambda event: lines.append(event.output_chunk) if event.output_chunk else None)
-    executor.execute(Task.bash("head -c 300000 /dev/zero | tr '\\0' x; echo; echo short"))
-    half = "x" * (KEPT_BYTES_MAX // 2)
-    left_out = 300_000 - KEPT_BYTES_MAX
-    notice = f"[{left_out} bytes left out: a published line has at most {KEPT_BYTES_MAX}; the ledger has all of it]"
-    assert lines == [f"{half} {notice} {half}\n", "short\n"]
+    for size in (LINE_BYTES_MAX, LINE_BYTES_MAX + 300_000):
+        executor.execute(Task.bash(f"head -c {size} /dev/zero | tr '\\0' x; echo; echo short"))
+    half = "x" * (LINE_BYTES_MAX // 2)
+    notice = f"[300000 bytes left out: a published line has at most {LINE_BYTES_MAX}; the ledger has all of it]"
+    assert lines == [f"{half}{half}\n", "short\n", f"{half} {notice} {half}\n", "short\n"]
 
 
 def test_without_a_ledger_everything_is_kept() -> None:

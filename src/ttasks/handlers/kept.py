@@ -62,7 +62,8 @@ class Limit:
 
 
 UNLIMITED: Final = Limit(None)
-RECORDED_LINES: Final = Limit(KEPT_BYTES_MAX, "the ledger has all of it", "a published line has at most")
+LINE_BYTES_MAX: Final = 1024 * 1024
+RECORDED_LINES: Final = Limit(LINE_BYTES_MAX, "the ledger has all of it", "a published line has at most")
 """How much is published of a line that is recorded whole: one without an end must not fill the memory."""
 
 
