@@ -127,6 +127,13 @@ WORK = {
             graph.add(Task.bash(f'yes {line} | head -c {MEGABYTE}'))
         graph.run(executor)
     """,
+    "errors of a graph": """
+        graph = TaskGraph()
+        for _ in range(20):
+            graph.add(Task.bash(f'yes {line} | head -c {4 * MEGABYTE} >&2; exit 1'))
+        graph.run(executor)
+        assert len(graph.errors) == 20
+    """,
     "texts that handlers return": """
         executor.register(TaskType.BASH, lambda context: context.id[:10] * (MEGABYTE // 10))
         kept = [executor.execute(Task.bash("")) for _ in range(100)]
@@ -150,6 +157,25 @@ def test_memory_does_not_grow_with_output(work: str, tmp_path: Path) -> None:
     )
     assert ran.stderr == ""
     assert int(ran.stdout) < 32 * 1024  # KiB; each printed 60 to 100 MB
+
+
+def test_a_run_of_the_command_that_fails_takes_as_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("tasks:\n  a: {bash: 'head -c 100000000 /dev/zero | tr \"\\0\" x >&2; exit 3'}\n")
+    program = """
+import resource, subprocess, sys
+TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
+def peak_of(*arguments):
+    subprocess.run([*TTASKS, *arguments], stdout=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "linux" else 1 / 1024)
+base = peak_of("--help")
+ran = peak_of("run", "a.yaml")
+task = subprocess.check_output([*TTASKS, "ls", "--tasks"], text=True).splitlines()[-1].split()[0]
+print(int(ran - base), int(peak_of("show", "--output", task) - base))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert max(map(int, ran.stdout.split())) < 64 * 1024  # KiB
 
 
 # --- the same texts --------------------------------------------------------------------------------------------------

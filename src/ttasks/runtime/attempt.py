@@ -132,7 +132,7 @@ class Attempt:
 
     def _redact(self) -> None:
         redaction = self._journal.redaction(self.task)
-        self._texts.redaction = None if redaction is None or redaction.is_idle else redaction
+        self._redaction = self._texts.redaction = None if redaction is None or redaction.is_idle else redaction
 
     def next(self) -> Attempt:
         """Return the attempt that retries this one."""
@@ -502,7 +502,7 @@ class Attempt:
         if self._printing is None:  # a handler that ran none asks, or one in whose name others report
             kept = {stream: self._texts.keep(stream) for stream in STREAMS}
             self._printing = Printing(
-                self._texts.redaction, self._texts.limit, kept, self._buffer, self._bus, self._publish_lines
+                self._redaction, self._texts.limit, kept, self._buffer, self._bus, self._publish_lines
             )
         return self._printing
 
