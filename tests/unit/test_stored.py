@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ def test_a_text_is_found_among_those_of_its_attempt(attempt: StoredAttempt) -> N
 
 def test_what_is_not_recorded_yet_follows(attempt: StoredAttempt) -> None:
     chunks = (("stdout", "", " more"), ("stderr", "", "no"), ("stdout", "", " and more"))
-    attempt.unwritten = lambda: [TaskOutput(1, chunks), TaskProgressed(1, None), TaskSucceeded(1, output="x")]
+    attempt.unwritten = lambda: [
+        TaskSucceeded(1, output="x"),
+        TaskOutput(1, chunks),
+        TaskProgressed(1, datetime.now(UTC)),
+    ]
     assert PrintedText(attempt, 8, "stdout", 0, 2).read() == "out more"
     assert PrintedText(attempt, 14, "stdout", 1, 2).read() == " more and more"
     assert ReturnedText(attempt, 1).read() == "x"
