@@ -533,6 +533,7 @@ class Attempt:
                         clock.now(),
                         None,
                         self.task.status,
+                        None,
                         output_stream=stream,
                         output_chunk=line,
                     )
