@@ -27,14 +27,11 @@ def printable(text: str) -> str:
     """Return `text` with what could steer a terminal (escape codes, direction marks, lone surrogates) spelled out."""
     if text.isprintable():
         return text
-    return "".join(
-        ch
-        if ch.isprintable() or ch in _JOINERS
-        else "    "
-        if ch == "\t"
-        else ch.encode("unicode_escape").decode("ascii")
-        for ch in text
-    )
+    # One pass over the text for each such character: a script's output has few of them, and millions of others.
+    for ch in set(text):
+        if not ch.isprintable() and ch not in _JOINERS:
+            text = text.replace(ch, "    " if ch == "\t" else ch.encode("unicode_escape").decode("ascii"))
+    return text
 
 
 def short(id_: str) -> str:

@@ -523,6 +523,43 @@ def test_a_long_log_is_read_whole_page_by_page(log: EventLog, monkeypatch: pytes
     assert [event.version for event in log.readers.events(stream="task-t", limit=7)] == list(range(1, 8))
 
 
+@pytest.mark.parametrize("characters", [1, 300, 1000])
+def test_large_events_make_shorter_pages(log: EventLog, monkeypatch: pytest.MonkeyPatch, characters: int) -> None:
+    monkeypatch.setattr("ttasks.log.reading.PAGE_EVENTS", 4)
+    monkeypatch.setattr("ttasks.log.reading.PAGE_CHARACTERS", characters)
+    large = f.TaskOutput(1, (("stdout", "t", "x" * 200),))
+    log.append(Batch("task-t", [created(), started(), *[large] * 9], 0))
+
+    assert [event.version for event in log.readers.events(stream="task-t")] == list(range(1, 12))
+    assert [event.version for event in log.readers.events(stream="task-t", limit=7)] == list(range(1, 8))
+    assert list(log.readers.events(stream="task-none")) == []
+
+
+def test_the_latest_tasks_come_first(log: EventLog) -> None:
+    for name in "abc":
+        log.append(new_task(name))
+    assert [task.id for task in log.readers.tasks()] == ["a", "b", "c"]
+    assert [task.id for task in log.readers.tasks(latest=2)] == ["c", "b"]
+
+
+def test_the_last_lines_are_the_last_that_ended_and_then_those_that_did_not(log: EventLog) -> None:
+    chunks = [("stdout", "one\ntw"), ("stderr", "warn"), ("stdout", "o\nthree\nfo"), ("stderr", "ing\nra")]
+    outputs = [f.TaskOutput(1, ((stream, "t", text),)) for stream, text in chunks]
+    log.append(Batch("task-t", [created(), started(), *outputs], 0))
+    whole = [("stdout", "one"), ("stdout", "two"), ("stdout", "three"), ("stderr", "warning")]
+    whole += [("stdout", "fo"), ("stderr", "ra")]
+    for count in range(1, 8):
+        assert log.readers.last_lines("t", 1, count) == whole[-count:]
+
+
+def test_of_a_last_line_that_is_long_the_end_is_shown(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttasks.log.reading.LINE_CHARACTERS_MAX", 4)
+    texts = ("123", "45", "6\nabcd\nabcde\n1", "2345")
+    outputs = [f.TaskOutput(1, (("stdout", "t", text),)) for text in texts]
+    log.append(Batch("task-t", [created(), started(), *outputs], 0))
+    assert [line for _, line in log.readers.last_lines("t", 1, 9)] == ["…3456", "abcd", "…bcde", "…2345"]
+
+
 def test_who_reads_page_by_page_sees_what_is_appended_meanwhile(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttasks.log.reading.PAGE_EVENTS", 1)
     log.append(new_task("a"))

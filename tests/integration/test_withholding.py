@@ -664,7 +664,10 @@ def test_without_redaction_and_secrets_nothing_is_held_back(path: Path) -> None:
                 task, {}, print, journal=journal_of(store), bus=EventBus(), policy=ONCE, retry=0, run=None
             )
             attempt.started(None)
-            assert (attempt._redaction is not None, bool(attempt._of_child()._redactors)) == (is_redacted, is_redacted)
+            assert (attempt._redaction is not None, bool(attempt._of_child()._redactors)) == (
+                is_redacted,
+                is_redacted,
+            )
 
 
 # --- how it is said --------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ttasks import display
 from ttasks.cli.text import STYLES
@@ -17,6 +19,14 @@ AT = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
 def opened(**more: Any) -> AgentSessionOpened:
     return AgentSessionOpened(1, AT, "s", False, **more)
+
+
+@given(st.text(st.characters() | st.sampled_from("\x1b\t\r\0\u202e\u200d\ufe0f\udcff\\")))
+def test_each_character_that_could_steer_a_terminal_is_spelled_out(text: str) -> None:
+    spelled = {"\t": "    ", "\u200d": "\u200d", "\ufe0f": "\ufe0f"}
+    for ch in text:
+        spelled.setdefault(ch, ch if ch.isprintable() else ch.encode("unicode_escape").decode())
+    assert display.printable(text) == "".join(spelled[ch] for ch in text)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ EVENTS = st.lists(st.lists(CHUNKS, max_size=4), max_size=6)
 def test_the_parts_are_all_of_it_both_ways(events: list[Printed], lines_max: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(printed, "LINES_MAX", lines_max)
-        patch.setattr(printed, "EVENTS_AT_A_TIME", 2)
         output = Recorded(*events).output()
         whole = [(stream, line) for stream, text in itertools.chain(*events) for line in text.split("\n")[:-1]]
         ahead, back = [*forwards(output)], [*backwards(output)][::-1]
@@ -132,7 +131,7 @@ def test_of_much_the_end_is_shown_and_little_is_read() -> None:
     part = recorded.output().tail()
     assert len(part.lines) == printed.LINES_MAX
     assert (part.first, part.events, part.later) == (200, 200, None)
-    assert recorded.read <= printed.EVENTS_AT_A_TIME
+    assert recorded.read <= 2
 
 
 def test_a_huge_event_is_shown_in_parts_too() -> None:
@@ -173,12 +172,19 @@ def _event_of(text: str) -> tuple[RecordedEvent, TaskOutput]:
     return recorded, recorded.fact
 
 
-def test_a_download_is_sent_as_it_is_read_and_lone_surrogates_are_spelled_out() -> None:
+def test_a_download_is_sent_as_it_is_read_and_lone_surrogates_are_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "BLOCK_CHARACTERS", 4)
     sent = _sent(Download("x.txt", iter(["one\n", "", "\udcff\n"])), lambda _: False)
-    assert [each["body"] for each in sent[1:]] == [b"one\n", b"", b"\\udcff\n", b""]
+    assert [each["body"] for each in sent[1:]] == [b"one\n", b"\\udcff\n", b""]
     headers = dict(sent[0]["headers"])
     assert headers[b"content-type"] == b"text/plain; charset=utf-8"
     assert headers[b"Content-Disposition"] == b'attachment; filename="x.txt"'
+
+
+def test_many_small_texts_of_a_download_are_sent_together() -> None:
+    sent = _sent(Download("x.txt", iter(["line\n"] * 100_000)), lambda _: False)
+    assert b"".join(each["body"] for each in sent[1:]) == b"line\n" * 100_000
+    assert len(sent) < 10
 
 
 def test_a_download_ends_when_the_client_goes_away() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
-from ttasks.cli.text import console, state
+from ttasks.cli.printed import whole_lines
+from ttasks.cli.text import Styler, console, print_table, state
 from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
@@ -27,34 +26,27 @@ from ttasks.stores.interrupted import Leftovers
 LAST_LINES = 20
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     """Print the latest graphs, or tasks, newest first."""
     readers = Readers.open(path)
     left = Leftovers(readers)
+    rows: list[tuple[str | Text, ...]] = []
     if tasks:
-        table = _table("task", "title", "status", "attempts", "took", "created")
-        for task in list(reversed(readers.tasks()))[:limit]:
+        columns: tuple[str, ...] = ("task", "title", "status", "attempts", "took", "created")
+        for task in readers.tasks(latest=limit):
             stands, _ = left.task_status(task)
             took = duration(task.result.duration) if task.result is not None else ""
-            table.add_row(
-                short(task.id), printable(task.title), state(stands), str(task.attempts), took, moment(task.created_at)
-            )
+            title, attempts = printable(task.title), str(task.attempts)
+            rows.append((short(task.id), title, state(stands), attempts, took, moment(task.created_at)))
     else:
-        table = _table("graph", "title", "status", "tasks", "took", "created")
+        columns = ("graph", "title", "status", "tasks", "took", "created")
         for graph, counts in readers.graphs()[:limit]:
             status, took = _graph_status(readers, left, graph)
             if status == "interrupted" and TaskStatus.RUNNING in counts:  # nobody runs them any more
                 counts[TaskStatus.INTERRUPTED] = counts.pop(TaskStatus.RUNNING) + counts.get(TaskStatus.INTERRUPTED, 0)
             parts = ", ".join(f"{counts[each]} {each}" for each in TaskStatus if each in counts)
-            table.add_row(short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at))
-    console().print(table)
+            rows.append((short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at)))
+    print_table(columns, rows)
 
 
 def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple[str, str]:
@@ -124,7 +116,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
             f"{readers.path} lacks tasks of graph {graph_id}; `ttasks verify` says which, "
             "and `ttasks rebuild` makes all rows again"
         )
-    table = _table("task", "name", "status", "attempts", "took", "after", "")
+    rows: list[tuple[str | Text, ...]] = []
     for member in graph.members.values():
         task = tasks[member.task]
         task_status, note = left.task_status(task)
@@ -136,16 +128,19 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
             *([note] if note else []),
             *([printable(task.error.strip().rpartition("\n")[2])] if task.error else []),
         ]
-        table.add_row(
-            short(task.id),
-            printable(task.name),
-            state(task_status),
-            str(task.attempts),
-            duration(task.result.duration) if task.result is not None else "",
-            parents,
-            "; ".join(notes),
+        took = duration(task.result.duration) if task.result is not None else ""
+        rows.append(
+            (
+                short(task.id),
+                printable(task.name),
+                state(task_status),
+                str(task.attempts),
+                took,
+                parents,
+                "; ".join(notes),
+            )
         )
-    console().print(table)
+    print_table(("task", "name", "status", "attempts", "took", "after", ""), rows)
 
 
 def _who(runner: RunnerState | None) -> str:
@@ -209,8 +204,9 @@ def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -
 def _print_output(readers: Readers, task_id: str, attempt: int, *, whole: bool) -> None:
     out = console()
     if whole:
-        for _, line in readers.last_lines(task_id, attempt, sys.maxsize):
-            out.print(printable(line))
+        for block in whole_lines(readers.chunks(task_id, attempt)):
+            out.file.write(block)
+        out.file.flush()
         return
     lines = readers.last_lines(task_id, attempt, LAST_LINES)
     if lines:
@@ -228,26 +224,19 @@ def print_events(
     if part is not None:
         table, id_ = find(readers, part)
         stream = f"{table.removesuffix('s')}-{id_}"
-    out = console()
     if type_ is not None:
         readers.check_type(type_)
+    out = console()
+    styled = Styler(out)
     for event in readers.events(stream=stream, type=type_, after=after, limit=limit):
         if as_json:
-            sys.stdout.write(_as_json(event) + "\n")
+            line = _as_json(event)
         else:
-            text = printable(encode(event.fact))
-            at = _local_time(event.recorded_at)
-            out.print(
-                Text.assemble(
-                    str(event.position),
-                    " ",
-                    (at, "dim"),
-                    f" {event.stream}@{event.version} ",
-                    (event.type, "bold"),
-                    " ",
-                    text,
-                )
-            )
+            at, kind = styled(_local_time(event.recorded_at), "dim"), styled(printable(event.type), "bold")
+            where = printable(f"{event.stream}@{event.version}")
+            line = f"{event.position} {at} {where} {kind} {printable(encode(event.fact))}"
+        out.file.write(f"{line}\n")
+    out.file.flush()
 
 
 def _local_time(at: datetime) -> str:

@@ -14,12 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from rich.color import ColorSystem
-from rich.style import Style
 from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
-from ttasks.cli.text import STYLES, console
+from ttasks.cli.text import STYLES, Styler, console
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short
@@ -30,6 +28,7 @@ from ttasks.log.redaction import redacted
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted
+from ttasks.model.result import is_read_when_asked
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
@@ -43,11 +42,6 @@ CTRL_C: Final = (
     "Ctrl-C again: what runs is stopped at once.",
 )
 """What is said of the first Ctrl-C, and of the second."""
-COLOR_SYSTEMS: Final = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-}
 
 
 def graph_of(workflow: Workflow) -> TaskGraph:
@@ -88,14 +82,10 @@ class Reporter:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._out = console()
-        self._colors = COLOR_SYSTEMS.get(self._out.color_system or "")
+        self._styled = Styler(self._out)
         self._lock = threading.Lock()
         width = min(max(map(len, names.values()), default=0), 30)
         self._names = {task_id: self._styled(name.ljust(width), "bold") for task_id, name in names.items()}
-
-    def _styled(self, text: str, style: str) -> str:
-        # By hand, because a Console takes a tenth of a millisecond a line, and scripts print millions.
-        return Style.parse(style).render(text, color_system=self._colors)
 
     def __call__(self, event: TaskEvent) -> None:
         """Print one event."""
@@ -117,7 +107,9 @@ class Reporter:
             heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
             text += f"{heard} after {duration(result.duration)}"
         if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
+            # Of a long error the handle has the end; all of it would have to be read.
+            is_long = is_read_when_asked(event, "error")
+            text += ": " + _last_line(event.task._view.error if is_long else event.error)
         return text
 
     def _line(self, event: TaskEvent, text: str, style: str) -> None:
@@ -252,10 +244,14 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
+def _last_line(error: str | None) -> str:
+    return printable((error or "").strip().rpartition("\n")[2])
+
+
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    error = printable((task.error or "").strip().rpartition("\n")[2])
+    error = _last_line(task._view.error)
     out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
     for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
         out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))

@@ -12,6 +12,8 @@ from datasette.utils.asgi import AsgiStream
 Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 
 CONTENT_TYPE: Final = "text/plain; charset=utf-8"
+BLOCK_CHARACTERS: Final = 256 * 1024
+"""How much is read and sent at a time, where a text does not have more: each takes a turn of a thread."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ def response(download: Download, receive: Receive, headers: Mapping[str, str]) -
         gone = asyncio.create_task(_gone(receive))
         try:
             while not gone.done():
-                text = await asyncio.to_thread(next, download.texts, None)
-                if text is None:
+                text = await asyncio.to_thread(_block, download.texts)
+                if not text:
                     return
                 await writer.write(text.encode("utf-8", "backslashreplace").decode())
         finally:
@@ -38,6 +40,17 @@ def response(download: Download, receive: Receive, headers: Mapping[str, str]) -
 
     disposition = {"Content-Disposition": f'attachment; filename="{download.name}"'}
     return AsgiStream(send, headers={**headers, **disposition}, content_type=CONTENT_TYPE)
+
+
+def _block(texts: Iterator[str]) -> str:
+    """Return what comes next; nothing at the end."""
+    block, length = list[str](), 0
+    for text in texts:
+        block.append(text)
+        length += len(text)
+        if length >= BLOCK_CHARACTERS:
+            break
+    return "".join(block)
 
 
 async def _gone(receive: Receive) -> None:

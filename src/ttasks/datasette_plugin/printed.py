@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ttasks.datasette_plugin.terminal import LINE_CHARACTERS_MAX, Line, Terminal
@@ -19,8 +19,6 @@ CHARACTERS_MAX: Final = 200_000
 """How much a part shows, counting of each line only what is drawn of it."""
 READ_MAX: Final = 2 * 1024 * 1024
 """How many characters are read for a part."""
-EVENTS_AT_A_TIME: Final = 8
-"""How many TaskOutput are read at a time: each holds up to some 64 KiB, and may hold more."""
 
 
 @dataclass(frozen=True, order=True)
@@ -162,20 +160,9 @@ class Output:
 
 def outputs(readers: Readers, wanted: EventFilter) -> Iterator[tuple[RecordedEvent, TaskOutput]]:
     """Yield the events of output that are wanted."""
-    for event in few_at_a_time(readers, wanted):
+    for event in readers.matching(wanted):
         if isinstance(event.fact, TaskOutput):
             yield event, event.fact
-
-
-def few_at_a_time(readers: Readers, wanted: EventFilter) -> Iterator[RecordedEvent]:
-    """Yield the events that are wanted, each of which may be large: few are in memory at a time."""
-    while True:
-        found = list(readers.matching(replace(wanted, limit=EVENTS_AT_A_TIME)))
-        yield from found
-        if len(found) < EVENTS_AT_A_TIME:
-            return
-        last = found[-1].position
-        wanted = replace(wanted, before=last) if wanted.newest_first else replace(wanted, after=last)
 
 
 class _Room:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from ttasks.datasette_plugin.ledgers import Ledger, is_too_long, within
 from ttasks.datasette_plugin.page import Asked, Page
-from ttasks.datasette_plugin.printed import few_at_a_time
 from ttasks.display import called_for, other_arguments, printable
 from ttasks.errors import LedgerUnwritableError
 from ttasks.events.agent_facts import AgentAnswered, ToolCallEnded
@@ -439,7 +438,7 @@ def _outputs(ledger: Ledger, wanted: Wanted) -> Iterator[tuple[str, int, int, Te
         attempts = readers.ask(lambda connection: connection.execute(query, [wanted.graph, run]).fetchall())
         streams = [(f"task-{task_id}", attempt) for task_id, attempt in attempts]
     for stream, attempt in streams:
-        for event in few_at_a_time(readers, EventFilter(stream=stream, types=_PRINTED, after=after, before=before)):
+        for event in readers.matching(EventFilter(stream=stream, types=_PRINTED, after=after, before=before)):
             number, texts = _texts(event)
             if texts and attempt in (None, number):
                 yield event.stream.removeprefix("task-"), event.position, number, texts

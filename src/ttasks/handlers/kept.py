@@ -1,11 +1,14 @@
-"""What is kept in memory of what a script prints: all of it, or its beginning and its end."""
+"""What is kept in memory of what a script prints: all of it, its beginning and its end, or what is short."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ttasks.log.stored import StoredText
+from ttasks.model.result import KEPT_BYTES_MAX
 from ttasks.state.rows import ERROR_BYTES_MAX
 
 
@@ -30,21 +33,28 @@ class Kept(Protocol):
         """Take what follows."""
 
     def text(self) -> str:
-        """Return what is kept, with a notice where something is left out."""
+        """Return what is kept, with a notice where something is left out; or all of it, from the ledger."""
+
+    def shown(self) -> str | StoredText:
+        """Return what `text` does, without reading it where the ledger has it."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How much is kept of a text: so many bytes of UTF-8 (None: all of it); `elsewhere` says where the rest is."""
+    """How much is kept of a text: so many bytes of UTF-8 (None: all of it).
+
+    `elsewhere` says where the rest is, `why` what the limit is.
+    """
 
     bytes_max: int | None
     elsewhere: str = ""
+    why: str = "max_output_bytes is"
 
     def keep(self, separator: str) -> Kept:
         """Return what keeps a text under this limit; `separator` sets the notice in it apart."""
         if self.bytes_max is None:
             return WholeText()
-        return HeadAndTail(self.bytes_max, self.elsewhere, separator)
+        return HeadAndTail(self.bytes_max, self.elsewhere, separator, self.why)
 
     def covers(self, text: str) -> bool:
         """True when nothing of the text would be left out, as far as that is seen without counting its bytes."""
@@ -52,6 +62,9 @@ class Limit:
 
 
 UNLIMITED: Final = Limit(None)
+LINE_BYTES_MAX: Final = 1024 * 1024
+RECORDED_LINES: Final = Limit(LINE_BYTES_MAX, "the ledger has all of it", "a published line has at most")
+"""How much is published of a line that is recorded whole: one without an end must not fill the memory."""
 
 
 class WholeText:
@@ -70,6 +83,8 @@ class WholeText:
         """Return all of it."""
         return "".join(self._parts)
 
+    shown = text
+
 
 class HeadAndTail:
     """The first and the last bytes of a text of any length. Two threads may use it.
@@ -78,14 +93,16 @@ class HeadAndTail:
         bytes_max: how many bytes of UTF-8 are kept, a half of them from each end.
         elsewhere: where the rest is, for the notice.
         separator: what sets the notice apart.
+        why: what the limit is, for the notice.
 
     `characters` counts the whole text. Memory stays below about three times `bytes_max`, however small the parts are.
     """
 
-    def __init__(self, bytes_max: int, elsewhere: str, separator: str) -> None:
+    def __init__(self, bytes_max: int, elsewhere: str, separator: str, why: str = "max_output_bytes is") -> None:
         self._bytes_max = bytes_max
         self._elsewhere = elsewhere
         self._separator = separator
+        self._why = why
         self._head_max = (bytes_max + 1) // 2
         self._tail_max = bytes_max // 2
         # What is recorded of an error is the end of what was printed, whatever is shown of it.
@@ -123,8 +140,12 @@ class HeadAndTail:
             head = self._head.decode(errors="ignore")
             tail = _last(rest, self._tail_max)
             left_out = self._size - len(head.encode()) - len(tail.encode())
-        notice = f"[{left_out} bytes left out: max_output_bytes is {self._bytes_max}; {self._elsewhere}]"
+        notice = f"[{left_out} bytes left out: {self._why} {self._bytes_max}; {self._elsewhere}]"
         return self._separator.join([head.removesuffix(self._separator), notice, tail])
+
+    def shown(self) -> str | StoredText:
+        """Return the same as `text`."""
+        return self.text()
 
     def error_tail(self) -> str:
         """Return the last bytes of the whole text, as many as a row keeps of an error."""
@@ -132,6 +153,31 @@ class HeadAndTail:
             rest = self._older + self._recent
             # Without an older part nothing was dropped yet, and the head is what came right before.
             return _last(rest if self._older else self._head + rest, ERROR_BYTES_MAX)
+
+
+class Recorded(HeadAndTail):
+    """A text that is recorded as it comes: kept as long as it is short, and read from the ledger once it is long.
+
+    Args:
+        stored: makes what reads it, of how many parts and how many characters it has.
+    """
+
+    def __init__(self, stored: Callable[[int, int], StoredText]) -> None:
+        super().__init__(KEPT_BYTES_MAX, "", "", "")
+        self._stored = stored
+        self._count = 0
+
+    def add(self, part: str) -> None:
+        if part:
+            super().add(part)
+            self._count += 1
+
+    def text(self) -> str:
+        shown = self.shown()
+        return shown if isinstance(shown, str) else shown.read()
+
+    def shown(self) -> str | StoredText:
+        return self._stored(self._count, self.characters) if self.is_cut else super().text()
 
 
 def _last(data: bytearray, size: int) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 from ttasks import clock
 from ttasks.clock import monotonic_s
 from ttasks.errors import TaskCancelled, TaskTimeoutError
+from ttasks.handlers.completed import completed_process
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 
 READ_BYTES: Final = 64 * 1024
@@ -83,12 +84,7 @@ class ChildProcess:
     def _completed(self) -> subprocess.CompletedProcess[str]:
         self._port.stop_printing()  # a process that left the group may hold the pipes open still
         code = self._popen.returncode if self._popen is not None else None
-        return subprocess.CompletedProcess(
-            self._command,
-            code if code is not None else -signal.SIGKILL,
-            self._port.kept["stdout"].text(),
-            self._port.kept["stderr"].text(),
-        )
+        return completed_process(self._command, code if code is not None else -signal.SIGKILL, self._port.kept)
 
     def end(self) -> None:
         """End the whole group: SIGTERM, a moment, SIGKILL; return when nothing of it is left."""

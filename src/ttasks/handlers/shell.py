@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
+from ttasks.handlers.completed import stderr_of
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.process import ChildProcess
 
@@ -96,7 +97,9 @@ def _run(
             raise
         raise TaskExecutionError(_not_started(shell, context, error)) from error
     if completed.returncode != 0:
-        raise TaskExecutionError(completed.stderr or f"exited with code {completed.returncode}", completed)
+        failed = TaskExecutionError("", completed)
+        failed.args = (stderr_of(completed) or f"exited with code {completed.returncode}",)  # not read where it is long
+        raise failed
     return completed
 
 

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -117,12 +118,30 @@ class _Turn:
             self._lock.release()
 
 
+class _Memory:
+    """A ledger in memory: there as long as its log is open, or a text that was not kept elsewhere may be asked for."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: AbstractContextManager[object]) -> None:
+        self._connection = connection
+        self.lock = lock
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection to a reader."""
+        with self.lock:
+            yield self._connection
+
+    def __del__(self) -> None:
+        # Newer Pythons warn of connections that are dropped without a word.
+        self._connection.close()
+
+
 class EventLog:
     """One ledger, opened for appending. Get it with `EventLog.open`; threads may share it.
 
-    `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions, `redaction` is what is
-    kept out of every text before it is written (None: nothing). `runner_id` is the id of this process's runner, once
-    it has registered.
+    `ledger` is the ledger's id, `path` is None for one in memory, `readers` answers questions, `text_readers` does so
+    also after it was closed. `redaction` is what is kept out of every text before it is written (None: nothing).
+    `runner_id` is the id of this process's runner, once it has registered.
     """
 
     def __init__(
@@ -147,6 +166,8 @@ class EventLog:
         # Held while the connection is used: by whoever leads, and in memory by readers, who share it.
         self._connection_lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._memory: _Memory | None = None
+        self.text_readers = self.readers
         self._transaction: Transaction | None = None
         self._lock = WriterLock(files.lock_path(self.path)) if self.path is not None else None
         self._turn = _Turn(self.path, self._lock, self.busy_timeout)
@@ -251,6 +272,9 @@ class EventLog:
             connection.close()
             raise
         self._connection, self._transaction, self._identity = connection, transaction, identity
+        if self.path is None:
+            self._memory = _Memory(connection, self._connection_lock)
+            self.text_readers = Readers(None, self._memory.lend)
         self.ledger, self._digest_key = first.ledger, first.digest_key
 
     def close(self) -> None:
@@ -271,22 +295,19 @@ class EventLog:
             if self._connection is not None:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._turn:
-                    self._connection.close()
+                    self._forget_connection()
                 if self._runner_lock is not None:
                     self._runner_lock.release()
             self._forget()
 
-    def __del__(self) -> None:
-        # A ledger in memory may be dropped without a word; newer Pythons warn of connections that are.
-        connection: sqlite3.Connection | None = getattr(self, "_connection", None)
-        if self.path is None and connection is not None:
-            connection.close()
+    def _forget_connection(self) -> None:
+        if self._connection is not None and self._memory is None:
+            self._connection.close()
+        self._connection = self._transaction = self._memory = None
+        self.text_readers = self.readers
 
     def _forget(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-        self._transaction = None
+        self._forget_connection()
         if self._lock is not None:
             self._lock.close()
         if self._runner_lock is not None:
@@ -310,6 +331,9 @@ class EventLog:
             self._connection.close()
         elif self._connection is not None:
             _INHERITED.append(self._connection)  # in use, or in memory: it can't be closed here
+        if self._memory is not None:
+            self._memory.lock = threading.RLock()  # the other may be another thread's, which this process lacks
+            _INHERITED.append(self._memory)
         if self._lock is not None:
             self._lock.close()
         if self._runner_lock is not None:

@@ -29,7 +29,7 @@ from ttasks.events.status import TaskStatus
 from ttasks.log import files
 from ttasks.log.files import Fingerprint
 from ttasks.log.projection import load_graph, select
-from ttasks.log.query import POSITION_MAX, EventFilter
+from ttasks.log.query import ENVELOPE, POSITION_MAX, EventFilter
 from ttasks.state import rows
 from ttasks.state.agent import ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
@@ -39,6 +39,11 @@ from ttasks.state.task import apply as apply_task
 
 PAGE_EVENTS: Final = 1000
 """How many events are read at a time: a reader that stays longer in one transaction keeps the WAL from shrinking."""
+PAGE_CHARACTERS: Final = 512 * 1024
+"""How much data is read at a time, but for an event that has more: those of output hold some 64 KiB each."""
+DATA: Final = ENVELOPE.split(", ").index("data")
+LINE_CHARACTERS_MAX: Final = 4_000
+"""How much is shown of one of the last lines: one without an end may be as long as everything that was printed."""
 PARAMETERS_MAX: Final = 500
 """How many values a query is given at a time: older builds of SQLite take no more than 999."""
 READ_AGAIN_MAX: Final = 20
@@ -88,6 +93,10 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
         return RecordedEvent(position, stream, version, from_iso(recorded_at), runner, cause, fact, hash_)
     except UNREADABLE as error:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
+
+
+def _line_end(line: str) -> str:
+    return line if len(line) <= LINE_CHARACTERS_MAX else "…" + line[-LINE_CHARACTERS_MAX:]
 
 
 _ASKED: Final = {
@@ -154,22 +163,32 @@ class LogReader(ABC):
 
     def printed(self, task_id: str, attempt: int) -> dict[str, str]:
         """Return what an attempt printed, whole: ``stdout`` and ``stderr``."""
-        parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        for stream, text in self._chunks(task_id, attempt):
-            parts[stream].append(text)
-        return {stream: "".join(texts) for stream, texts in parts.items()}
+        return {stream: self.printed_to(task_id, attempt, stream) for stream in ("stdout", "stderr")}
+
+    def printed_to(self, task_id: str, attempt: int, stream: str) -> str:
+        """Return what an attempt printed to ``stdout`` or ``stderr``, whole."""
+        return "".join(text for to, text in self.chunks(task_id, attempt) if to == stream)
 
     def last_lines(self, task_id: str, attempt: int, count: int) -> list[tuple[str, str]]:
-        """Return the last lines that an attempt printed, in order of arrival: (``stdout`` or ``stderr``, line)."""
+        """Return the last lines that an attempt printed, in order of arrival: (``stdout`` or ``stderr``, line).
+
+        Of a line that is longer than `LINE_CHARACTERS_MAX` only the end is returned, after a ``…``.
+        """
         lines: deque[tuple[str, str]] = deque(maxlen=count)
-        rest = {"stdout": "", "stderr": ""}
-        for stream, text in self._chunks(task_id, attempt):
-            *whole, rest[stream] = (rest[stream] + text).split("\n")
-            lines.extend((stream, line) for line in whole)
-        lines.extend((stream, line) for stream, line in rest.items() if line)
+        begun = {"stdout": "", "stderr": ""}
+        for stream, text in self.chunks(task_id, attempt):
+            first, *more = text.split("\n")
+            begun[stream] = _line_end(begun[stream] + first)
+            if more:
+                *whole, rest = more
+                lines.append((stream, begun[stream]))
+                lines.extend((stream, _line_end(line)) for line in whole[-count:])
+                begun[stream] = _line_end(rest)
+        lines.extend((stream, line) for stream, line in begun.items() if line)
         return list(lines)
 
-    def _chunks(self, task_id: str, attempt: int) -> Iterator[tuple[str, str]]:
+    def chunks(self, task_id: str, attempt: int) -> Iterator[tuple[str, str]]:
+        """Yield what an attempt printed, as it was read: (``stdout`` or ``stderr``, text), in order of arrival."""
         stream = f"task-{task_id}"
         for event in self.events(stream=stream, type=TaskOutput.__name__, after=self.restated_at(task_id, attempt)):
             if isinstance(event.fact, TaskOutput) and event.fact.attempt == attempt:
@@ -352,12 +371,27 @@ class Readers(LogReader):
         left, last = wanted.limit, None
         while left is None or left > 0:
             size = PAGE_EVENTS if left is None else min(PAGE_EVENTS, left)
-            found = self._all(*wanted.page(size, last))
+            found, is_over = self._page(*wanted.page(size, last))
             yield from map(event_of, found)
-            if len(found) < size:
+            if is_over and len(found) < size:
                 return
             last = found[-1]
             left = None if left is None else left - len(found)
+
+    def _page(self, query: str, parameters: Sequence[Any]) -> tuple[list[tuple[Any, ...]], bool]:
+        """Return the rows that a query of events finds, and whether they are all: large ones make a shorter page."""
+
+        def question(connection: sqlite3.Connection) -> tuple[list[tuple[Any, ...]], bool]:
+            found, room = [], PAGE_CHARACTERS
+            with contextlib.closing(connection.execute(query, parameters)) as cursor:
+                for row in cursor:
+                    found.append(row)
+                    room -= len(row[DATA])
+                    if room <= 0:
+                        return found, False
+            return found, True
+
+        return self.ask(question)
 
     def count_matching(self, wanted: EventFilter) -> int:
         (count,) = self._all(*wanted.count())[0]
@@ -386,9 +420,11 @@ class Readers(LogReader):
         row = self._one(select("tasks", "WHERE id = ?"), (task_id,))
         return self._read(rows.task_state, row) if row is not None else None
 
-    def tasks(self) -> list[TaskState]:
-        """Return the tasks that are not deleted, in (created_at, id) order."""
-        found = self._all(select("tasks", "WHERE is_deleted = 0 ORDER BY created_at, id"))
+    def tasks(self, *, latest: int | None = None) -> list[TaskState]:
+        """Return the tasks that are not deleted, in (created_at, id) order; or so many of the latest, in reverse."""
+        order = "created_at, id" if latest is None else "created_at DESC, id DESC"
+        most = POSITION_MAX if latest is None else min(latest, POSITION_MAX)
+        found = self._all(select("tasks", f"WHERE is_deleted = 0 ORDER BY {order} LIMIT ?"), (most,))
         return self._read(_task_states, found)
 
     def tasks_of_graph(self, graph_id: str) -> dict[str, TaskState]:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.status import TaskStatus
+from ttasks.model.result import ReadWhenAsked, none
 from ttasks.model.task import Task
 from ttasks.public import public
 
@@ -27,11 +28,12 @@ class TaskEventType(StrEnum):
 
 
 @dataclass(frozen=True)
-class TaskEvent:
+class TaskEvent(ReadWhenAsked):
     """Something that happened to a task.
 
     With a `record` it is in the ledger for good. `record` is None without a ledger, and on OUTPUT and PROGRESS, which
     are durable a moment later. `output_chunk` is one line with its line end, `output_stream` ``stdout`` or ``stderr``.
+    An `error` of more than 64 KiB that the ledger has is read each time it is asked for.
     """
 
     type: TaskEventType
@@ -40,7 +42,7 @@ class TaskEvent:
     timestamp: datetime
     previous_status: TaskStatus | None
     status: TaskStatus
-    error: str | None = None
+    error: str | None = field(default_factory=none)
     progress_percent: float | None = None
     progress_message: str | None = None
     output_stream: str | None = None

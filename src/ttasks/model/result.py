@@ -5,18 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ttasks.events.status import TaskStatus
 from ttasks.public import public
 
+KEPT_BYTES_MAX: Final = 64 * 1024
+"""How much of a text that the ledger has is kept in memory too; a longer one is read each time it is asked for."""
 
-def _no_error() -> str | None:
+
+def is_long(text: str) -> bool:
+    """True when a text has more than is kept."""
+    if len(text) * 4 <= KEPT_BYTES_MAX:
+        return False
+    return len(text) > KEPT_BYTES_MAX or len(text.encode("utf-8", "surrogatepass")) > KEPT_BYTES_MAX
+
+
+def none() -> Any:
+    """Return None: the default of a field that the class must not have as an attribute."""
     return None
 
 
+class ReadWhenAsked:
+    """A frozen dataclass some fields of which are read when they are asked for: those that `reading` was given.
+
+    Such a field needs a default that is made by a factory, so that the class has no attribute of that name.
+    """
+
+    if not TYPE_CHECKING:  # a checker would take it for any name at all
+
+        def __getattr__(self, name: str) -> Any:
+            readers = self.__dict__.get("_readers", {})
+            if name not in readers:
+                raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+            value = readers[name]()
+            if not isinstance(value, str) or not is_long(value):
+                self.__dict__[name] = value
+            return value
+
+
+def reading(item: ReadWhenAsked, readers: dict[str, Callable[[], Any]]) -> None:
+    """Let these fields of a new object be read when they are asked for; one that is long is not kept."""
+    for name in readers:
+        item.__dict__.pop(name, None)
+    item.__dict__["_readers"] = readers
+
+
+def is_read_when_asked(item: ReadWhenAsked, name: str) -> bool:
+    """True when a field was not read yet, or is too long to be kept."""
+    return name not in item.__dict__
+
+
 @dataclass(frozen=True)
-class TaskResult:
+class TaskResult(ReadWhenAsked):
     """How the latest attempt at a task ended.
 
     `duration` is in seconds, by a monotonic clock; `started_at` and `finished_at` are aware UTC. For a script `output`
@@ -30,7 +71,10 @@ class TaskResult:
     script printed, with a notice in between.
 
     Secrets are masked in `output` and `error`, as they are in the log, but not in what a handler of your own returned.
-    A loaded result reads `output`, and a long `error`, from the log when it is first asked for.
+    A loaded result reads `output`, and a long `error`, from the log when it is first asked for. Where there is a
+    ledger, every result reads an `output`, an `error`, and the `stdout` and `stderr` of its `raw`, of more than 64 KiB
+    each time it is asked for, also after its store was closed: bind it to a name to use it more than once. LedgerError
+    where the file is gone by then.
     """
 
     task_id: str
@@ -40,20 +84,11 @@ class TaskResult:
     duration: float
     # Made by factories, so that the class has no such attributes: a loaded result lacks them until __getattr__.
     output: str = field(default_factory=str)
-    error: str | None = field(default_factory=_no_error)
+    error: str | None = field(default_factory=none)
     returncode: int | None = None
-    raw: Any = field(default=None, compare=False)
+    raw: Any = field(default_factory=none, compare=False)
     termination_reason: str | None = None
     error_code: str | None = None
-
-    if not TYPE_CHECKING:  # a checker would take it for any name at all
-
-        def __getattr__(self, name: str) -> Any:
-            readers = self.__dict__.get("_readers", {})
-            if name not in readers:
-                raise AttributeError(f"'TaskResult' object has no attribute '{name}'")
-            value = self.__dict__[name] = readers[name]()
-            return value
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all it holds, for a copy or pickle: what is still in the log is read now."""
@@ -61,17 +96,17 @@ class TaskResult:
 
 
 def loaded_result(readers: dict[str, Callable[[], str | None]], **fields: Any) -> TaskResult:
-    """Return a result whose fields in `readers` are read when first asked for."""
+    """Return a result that was loaded, whose fields in `readers` are read when they are asked for."""
     result = object.__new__(TaskResult)
     unsaid = {"raw": None, "returncode": None, "termination_reason": None, "error_code": None}
-    result.__dict__.update(unsaid, **fields)
-    result.__dict__["_readers"] = readers
+    result.__dict__.update(unsaid, _is_loaded=True, **fields)
+    reading(result, readers)
     return result
 
 
 def is_loaded(result: TaskResult) -> bool:
-    """True when the result was loaded from a ledger, and may still read from it."""
-    return "_readers" in result.__dict__
+    """True when the result was loaded from a ledger."""
+    return "_is_loaded" in result.__dict__
 
 
 public(TaskResult)

@@ -26,7 +26,7 @@ from ttasks.model.checks import (
     check_timeout,
 )
 from ttasks.model.given import Given
-from ttasks.model.result import TaskResult, is_loaded
+from ttasks.model.result import TaskResult, is_loaded, is_long, is_read_when_asked
 from ttasks.model.task_view import History, Keeper, TaskView, is_same_ending
 from ttasks.public import public
 from ttasks.state import decide
@@ -281,10 +281,15 @@ class Task(TaskView):
     def error(self) -> str | None:
         """What went wrong; None after success."""
         with self._lock:
-            if self._view.error_length is not None:
-                whole = self._whole_error()
+            if self._view.error_length is None:
+                return self._view.error
+            ending, result = self._view.result, self._result
+            if result is not None and ending is not None and ending.error == self._view.error:
+                return result.error
+            whole = self._whole_error()
+            if whole is None or not is_long(whole):
                 self._view = evolve(self._view, error=whole, error_length=None)
-            return self._view.error
+            return whole
 
     @error.setter
     def error(self, value: str | None) -> None:
@@ -440,8 +445,8 @@ class Task(TaskView):
             facts: list[TaskFact] = [TaskImported(snapshot(deleted, is_at_home=True), ledger=ledger)]
             if deleted.result is not None and deleted.result.attempt is not None:
                 attempt = deleted.result.attempt
-                printed = history.printed(self.id, attempt)
-                facts += _as_output(attempt, printed["stdout"], printed["stderr"])
+                printed = (history.printed_to(self.id, attempt, stream) for stream in ("stdout", "stderr"))
+                facts += _as_output(attempt, *printed)
             pending = tuple(self._pending)
             return Proposal((*facts, *pending), deleted.version, pending)
 
@@ -479,7 +484,7 @@ class Task(TaskView):
             return result.raw.stderr
         if self._history is None or not is_loaded(result):  # what ran here printed nothing that it does not hold
             return ""
-        return self._history.printed(self.id, attempt)["stderr"]
+        return self._history.printed_to(self.id, attempt, "stderr")
 
     def _committed(
         self,
@@ -527,6 +532,8 @@ class Task(TaskView):
             if not is_same_ending(ending, result):
                 return  # somebody cancelled it meanwhile
             self._result = result
+            if is_read_when_asked(result, "error"):
+                return  # it is long: the handle has its end, and asks the result for all of it
             if ending is not None and self._view.error is not None and self._view.error == ending.error:
                 self._view = evolve(self._view, error=result.error, error_length=None)
 

@@ -22,8 +22,8 @@ _ENV_IS_FIXED: Final = (
 class History(Protocol):
     """Where a loaded handle reads what its row does not hold."""
 
-    def printed(self, task_id: str, attempt: int) -> dict[str, str]:
-        """Return what an attempt printed."""
+    def printed_to(self, task_id: str, attempt: int, stream: str) -> str:
+        """Return what an attempt printed to ``stdout`` or ``stderr``."""
 
     def returned(self, task_id: str, attempt: int) -> str | None:
         """Return the text that an attempt's handler returned."""
@@ -162,7 +162,7 @@ class TaskView:
             return self._view.error
         if state.error_length is None or state.result is None or state.result.attempt is None or not self._history:
             return state.error
-        return self._history.printed(self.id, state.result.attempt)["stderr"]
+        return self._history.printed_to(self.id, state.result.attempt, "stderr")
 
     def _loaded_result(self) -> TaskResult:
         ending, history, version = self._view.result, self._history, self._recorded.version
@@ -173,8 +173,8 @@ class TaskView:
         if attempt is None or history is None:
             fields["output"] = ""
         else:
-            printed = history.printed
-            readers["output"] = lambda: history.returned(self.id, attempt) or printed(self.id, attempt)["stdout"]
+            printed_to = history.printed_to
+            readers["output"] = lambda: history.returned(self.id, attempt) or printed_to(self.id, attempt, "stdout")
         if ending.error_length is None or history is None or attempt is None:
             fields["error"] = ending.error
         else:
@@ -196,7 +196,7 @@ class TaskView:
         state = history.whole_task(self.id, version)
         if state is None or state.result is None or state.result.error_length is None:
             return state.result.error if state is not None and state.result is not None else None
-        return history.printed(self.id, attempt)["stderr"]
+        return history.printed_to(self.id, attempt, "stderr")
 
     # --- predicates --------------------------------------------------------------------------------------------------
 

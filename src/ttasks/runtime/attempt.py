@@ -17,15 +17,12 @@ from typing import Any, Final
 from ttasks import clock
 from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, TtasksError, words
 from ttasks.events.agent_facts import AgentFact
-from ttasks.events.codec import iso
 from ttasks.events.facts import (
     AttemptEnd,
-    Chunk,
     ProcessSpawned,
     TaskFact,
     TaskFailed,
     TaskInterrupted,
-    TaskOutput,
     TaskProgressed,
     TaskStarted,
     TaskSucceeded,
@@ -35,18 +32,20 @@ from ttasks.events.facts import (
 )
 from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
-from ttasks.handlers.kept import UNLIMITED, HeadAndTail, Kept, Limit
+from ttasks.handlers.kept import RECORDED_LINES, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
+from ttasks.log.stored import StoredAttempt, StoredText
 from ttasks.log.survivors import MARK, RUNNER, mark
 from ttasks.model.callbacks import awaits, is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
-from ttasks.model.result import TaskResult
+from ttasks.model.result import TaskResult, is_long, reading
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.model.task_view import Keeper
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
-from ttasks.runtime.output import OutputBuffer, Printing
+from ttasks.runtime.output import STREAMS, OutputBuffer, Printing
+from ttasks.runtime.texts import Text, Texts, is_stderr, stored_words
 from ttasks.state.rows import tail
 from ttasks.state.task import GRACE_S
 
@@ -114,12 +113,10 @@ class Attempt:
         self.execution = _Execution()
         self._enders: list[Callable[[], None]] = []
         self._buffer: OutputBuffer | None = None
-        self._printed: list[Chunk] = []
+        self._texts = Texts(self.number)
         self._redact()
-        self._limit = UNLIMITED
         self._printing: Printing | None = None
         self._is_over = False
-        self._unwritten: list[TaskFact] = []
         self.has_started = False
         self.is_settled = False
         self._pid: int | None = None
@@ -136,7 +133,7 @@ class Attempt:
 
     def _redact(self) -> None:
         redaction = self._journal.redaction(self.task)
-        self._redaction = None if redaction is None or redaction.is_idle else redaction
+        self._redaction = self._texts.redaction = None if redaction is None or redaction.is_idle else redaction
 
     def next(self) -> Attempt:
         """Return the attempt that retries this one."""
@@ -198,9 +195,15 @@ class Attempt:
         self.position = position
         if self._output_bytes_max is not None:
             elsewhere = "the ledger has all of it" if position is not None else "no ledger has it"
-            self._limit = Limit(self._output_bytes_max, elsewhere)
+            self._texts.limit = Limit(self._output_bytes_max, elsewhere)
         if position is not None:
-            self._buffer = OutputBuffer(self._journal, self.task, self.number, position)
+            log = self._journal.log
+            assert log is not None
+            self._buffer = self._texts.buffer = OutputBuffer(self._journal, self.task, self.number, position)
+            if self._output_bytes_max is None:
+                stored = StoredAttempt(log.text_readers, log.ledger, self.task.id, self.number, position)
+                stored.unwritten = lambda: self._texts.unwritten(self.ending.fact if self.ending is not None else None)
+                self._texts.stored, self._texts.limit = stored, RECORDED_LINES
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -273,33 +276,38 @@ class Attempt:
 
     def _succeeded(self, value: Any) -> Ending:
         completed = value if isinstance(value, subprocess.CompletedProcess) else None
-        returned = self._clean(str(value)) if isinstance(value, str) else None
-        output = self._clean(_text(completed.stdout)) if completed is not None else returned or ""
-        stderr = (self._clean(_text(completed.stderr)) if completed is not None else "") or None
-        self._note_printed(completed)
+        returned = self._texts.clean(str(value)) if isinstance(value, str) else None
+        output: Text = ""
+        stderr: Text | None = None
+        raw = value
+        if completed is not None:
+            raw = completed = self._noted(completed)
+            output, stderr = self._texts.shown(completed, "stdout"), self._texts.shown(completed, "stderr") or None
+        elif returned is not None:
+            output, raw = self._texts.returned(value, returned)
         fact = TaskSucceeded(
             **self._span(),
             **self._printed_error(stderr),
             returncode=_code(completed),
             output=returned,
         )
-        return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, value), None)
+        return Ending(fact, self._result(TaskStatus.SUCCEEDED, fact, output, stderr, raw), None)
 
     def _failed(self, error: BaseException) -> Ending:
-        completed = getattr(error, "completed", None)
-        completed = completed if isinstance(completed, subprocess.CompletedProcess) else None
-        said = words(error) or type(error).__name__
-        text = self._clean(said)
+        completed = self._noted_of(error)
+        said: Text = stored_words(error) or words(error) or type(error).__name__
+        text = self._texts.clean(said) if isinstance(said, str) else said
         reason = TerminationReason.HANDLER
         if isinstance(error, TaskTimeoutError):
             reason = TerminationReason.TIMEOUT
         elif isinstance(error, TaskExecutionError) and completed is not None:
             reason = TerminationReason.EXIT_CODE
-        self._note_printed(completed)
-        was_printed = completed is not None and completed.stderr == said
+        was_printed = completed is not None and is_stderr(completed, said)
+        if completed is not None and was_printed:
+            text = self._texts.shown(completed, "stderr")
         fact = TaskFailed(
             **self._span(),
-            **(self._printed_error(text) if was_printed else {"error": text}),
+            **(self._printed_error(text) if was_printed else {"error": str(text)}),
             exception=qualified_name(type(error)),
             returncode=_code(completed),
             reason=reason.value,
@@ -310,13 +318,18 @@ class Attempt:
 
     def cancelled(self, error: BaseException | None = None, value: Any = None) -> Ending:
         """Return the end of an attempt that was cancelled, whatever its handler raised or returned."""
-        source = getattr(error, "completed", None) or value
-        completed = source if isinstance(source, subprocess.CompletedProcess) else None
-        text = self._clean(words(error) if error is not None else "") or f"Task '{self.task.id}' was cancelled"
-        self._note_printed(completed)
+        completed = self._noted_of(error)
+        if completed is None and isinstance(value, subprocess.CompletedProcess):
+            completed = self._noted(value)
+        said = stored_words(error)
+        text = (
+            said
+            or self._texts.clean(words(error) if error is not None else "")
+            or f"Task '{self.task.id}' was cancelled"
+        )
         fact = TaskCancelledFact(
             **self._span(),
-            error=text,
+            **(self._printed_error(said) if said is not None else {"error": text}),
             exception=qualified_name(type(error)) if error is not None else None,
             returncode=_code(completed),
             reason=TerminationReason.CANCELLED.value,
@@ -332,18 +345,25 @@ class Attempt:
     def _interrupted(self, error: BaseException | None) -> Ending:
         text = "its runner was stopped: what became of the work is unknown"
         fact = TaskInterrupted(**self._span(), error=text, reason=TerminationReason.INTERRUPTED.value)
-        completed = getattr(error, "completed", None)
+        completed = self._noted_of(error)
         output = self._output_of(completed)
         return Ending(fact, self._result(TaskStatus.INTERRUPTED, fact, output, text, completed), TaskCancelled(text))
 
-    def _output_of(self, completed: subprocess.CompletedProcess[Any] | None) -> str:
+    def _output_of(self, completed: subprocess.CompletedProcess[Any] | None) -> Text:
         """Return what was printed by an attempt that did not succeed; what an agent said is nowhere else."""
         if completed is not None:
-            return self._clean(_text(completed.stdout))
-        return self._printing.kept["stdout"].text() if self._printing is not None else ""
+            return self._texts.shown(completed, "stdout")
+        return self._printing.kept["stdout"].shown() if self._printing is not None else ""
 
-    def _clean(self, text: str) -> str:
-        return text if self._redaction is None else self._redaction.text(text)
+    def _noted(self, completed: subprocess.CompletedProcess[Any]) -> subprocess.CompletedProcess[Any]:
+        """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
+        return completed if self._pid is not None else self._texts.noted(completed)
+
+    def _noted_of(self, error: BaseException | None) -> subprocess.CompletedProcess[Any] | None:
+        if self._pid is None:
+            return self._texts.noted_of(error)
+        completed = getattr(error, "completed", None)
+        return completed if isinstance(completed, subprocess.CompletedProcess) else None
 
     def _span(self) -> dict[str, Any]:
         return {
@@ -353,57 +373,55 @@ class Attempt:
             "duration": clock.monotonic_s() - self._started_s,
         }
 
-    def _result(self, status: TaskStatus, fact: AttemptEnd, output: str, error: str | None, raw: Any) -> TaskResult:
+    def _result(self, status: TaskStatus, fact: AttemptEnd, output: Text, error: Text | None, raw: Any) -> TaskResult:
         assert fact.finished_at is not None and fact.duration is not None
-        return TaskResult(
+        texts = {"output": output, "error": error, "raw": raw}
+        stored = {name: text.read for name, text in texts.items() if isinstance(text, StoredText)}
+        result = TaskResult(
             task_id=self.task.id,
             status=status,
             started_at=self.started_at,
             finished_at=fact.finished_at,
             duration=fact.duration,
-            output=output,
-            error=error,
+            output="" if isinstance(output, StoredText) else output,
+            error=None if isinstance(error, StoredText) else error,
             returncode=fact.returncode,
-            raw=raw,
+            raw=None if isinstance(raw, StoredText) else raw,
             termination_reason=fact.reason,
             error_code=fact.error_code,
         )
+        if stored:
+            reading(result, stored)
+        return result
 
-    def _printed_error(self, stderr: str | None) -> dict[str, Any]:
+    def _printed_error(self, stderr: Text | None) -> dict[str, Any]:
         """Return the fields for an error text all of which is in the log as output: a long one is not stored twice."""
         if stderr is None:
             return {}
-        end, length = tail(stderr), len(stderr)
         kept = self.kept["stderr"]
-        if isinstance(kept, HeadAndTail) and kept.is_cut and stderr == kept.text():
+        if isinstance(kept, HeadAndTail) and kept.is_cut and stderr == kept.shown():
             end, length = kept.error_tail(), kept.characters  # of all that was printed, not of what is shown of it
+        else:
+            whole = str(stderr)
+            end, length = tail(whole), len(whole)
         return {"error": end, "error_length": length if len(end) < length else None}
-
-    def _note_printed(self, completed: subprocess.CompletedProcess[Any] | None) -> None:
-        """Record what a handler ran by itself and handed back; what a child of ours printed was recorded as read."""
-        if completed is None or self._pid is not None:
-            return
-        at = iso(clock.now())
-        for stream, text in (("stdout", _text(completed.stdout)), ("stderr", _text(completed.stderr))):
-            if text:
-                self._printed.append(("stdout" if stream == "stdout" else "stderr", at, self._clean(text)))
 
     def unwritten(self) -> list[TaskFact]:
         """Return the facts that the attempt's end takes along, oldest first: the same ones until it is settled."""
         if self._printing is not None:
             self._printing.stop()  # its handler may run on, and be given up
         self._is_over = True
-        if self._buffer is not None:
-            self._unwritten += self._buffer.take()
-        if self._printed:
-            self._unwritten.append(TaskOutput(self.number, tuple(self._printed)))
-            self._printed = []
-        return list(self._unwritten)
+        return self._texts.take()
 
-    def settled(self) -> None:
-        """Take note that its end is recorded, or kept by the handle."""
+    def settled(self, *, is_lost: bool = False) -> None:
+        """Take note that its end is recorded, or, `is_lost`, kept by the handle."""
+        ending = self.ending
+        self._texts.settled(self._texts.unwritten(ending.fact if ending is not None else None) if is_lost else ())
+        fact = ending.fact if ending is not None and not is_lost else None
+        if ending is not None and isinstance(fact, TaskSucceeded) and is_long(fact.output or ""):
+            # An attempt and its context know each other, so what it holds is freed late.
+            self.ending = replace(ending, fact=replace(fact, output=None))
         self.is_settled = True
-        self._unwritten.clear()
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 
@@ -487,7 +505,10 @@ class Attempt:
 
     def _of_child(self) -> Printing:
         if self._printing is None:  # a handler that ran none asks, or one in whose name others report
-            self._printing = Printing(self._redaction, self._limit, self._buffer, self._bus, self._publish_lines)
+            kept = {stream: self._texts.keep(stream) for stream in STREAMS}
+            self._printing = Printing(
+                self._redaction, self._texts.limit, kept, self._buffer, self._bus, self._publish_lines
+            )
         return self._printing
 
     def printed(self, stream: str, text: str) -> None:
@@ -517,6 +538,7 @@ class Attempt:
                         clock.now(),
                         None,
                         self.task.status,
+                        None,
                         output_stream=stream,
                         output_chunk=line,
                     )
@@ -542,7 +564,7 @@ class Attempt:
     def tell(self, message: str) -> None:
         """Tell subscribers how far it is, without recording it."""
         if not self._is_over:
-            self._emit_progress(clock.now(), None, self._clean(message))
+            self._emit_progress(clock.now(), None, self._texts.clean(message))
 
     def interrupted_session(self) -> str | None:
         """Return the conversation of the latest attempt that had one, where all since then were interrupted."""
@@ -555,7 +577,7 @@ class Attempt:
         at: datetime = clock.now()
         if self._is_over:
             raise RuntimeError(f"progress can't be emitted any more: attempt {self.number} has ended")
-        message = message if message is None else self._clean(message)
+        message = message if message is None else self._texts.clean(message)
         if self._buffer is not None:
             self._buffer.add(TaskProgressed(self.number, at, percent, message))
         self._emit_progress(at, percent, message)
@@ -603,9 +625,3 @@ def _error_code(error: BaseException) -> str | None:
     # Exceptions of others have a `code` that means something else, as that of SystemExit and of urllib's HTTPError.
     code = getattr(error, "code", None) if isinstance(error, TtasksError) else None
     return code if isinstance(code, str) else None
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else ""

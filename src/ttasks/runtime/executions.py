@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ttasks import clock
@@ -24,6 +25,7 @@ from ttasks.log.transaction import CancelUnheardError, Owned
 from ttasks.model.callbacks import is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
+from ttasks.model.result import is_read_when_asked, reading
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.model.task_view import Keeper, Resumption
@@ -357,7 +359,7 @@ class Executions:
         self, attempt: Attempt, facts: Sequence[TaskFact], before: TaskStatus, lost: LedgerUnwritableError
     ) -> None:
         """The work ended as it ended, but the ledger can't be told: the handle shows it, and keeps it as pending."""
-        attempt.settled()
+        attempt.settled(is_lost=True)
         attempt.task._advance([*facts, attempt.fact])
         self._let_go(attempt)
         lost.result = attempt.result
@@ -388,15 +390,17 @@ class Executions:
         record: RecordedEvent | None,
         error: str | None = None,
     ) -> None:
-        if fact is not None and not isinstance(fact, TaskFailed | TaskCancelled):
-            text = None
-        elif fact is not None and task.result is not None:
-            text = task.result.error
-        else:
-            text = error if error is None else redacted(error, self._journal.redaction(task))
         if self._events.has_subscribers:
+            text = error if error is None else redacted(error, self._journal.redaction(task))
+            result = task.result if isinstance(fact, TaskFailed | TaskCancelled) else None
+            is_long = result is not None and is_read_when_asked(result, "error")
+            if result is not None and not is_long:
+                text = result.error
             at = record.recorded_at if record is not None else clock.now()
-            self._events.emit(TaskEvent(kind, task.id, task, at, before, task.status, error=text, record=record))
+            event = TaskEvent(kind, task.id, task, at, before, task.status, error=text, record=record)
+            if is_long:
+                reading(event, {"error": partial(getattr, result, "error")})
+            self._events.emit(event)
         if kind is not TaskEventType.PERSISTENCE_FAILED:
             self._keep(task)
 

@@ -37,7 +37,7 @@ class TaskExecutor(Executions):
             record. Any other object with `tasks` and `graphs` gets `save` calls, as well as that goes. None: nowhere.
         max_output_bytes: how much of each of a script's two streams is kept in memory, and so in its result, its
             errors, and each line that is published: the beginning and the end, with a notice in between. A ledger has
-            all of it all the same. None: everything.
+            all of it all the same. None: everything; with a ledger what is longer than 64 KiB is read from there.
 
     Raises:
         TypeError: `store must be a store`, which a path, a connection or a class is not; `max_output_bytes must be an

@@ -35,6 +35,7 @@ from ttasks.model.task import Task
 from ttasks.runtime.attempt import Attempt, RunRef
 from ttasks.runtime.beginning import Beginning
 from ttasks.runtime.executor import TaskExecutor
+from ttasks.runtime.texts import stored_words
 from ttasks.state.planner import Consequences, Planner
 from ttasks.state.rows import tail
 from ttasks.stores.recording import Entry
@@ -260,10 +261,14 @@ class GraphRun:
             task_id: {
                 "type": qualified_name(type(error)),
                 # Only the tail, as in rows: what a script printed on stderr is in the log already.
-                "text": tail(redacted(words(error), journal.redaction(self._tasks[task_id]))),
+                "text": tail(redacted(self._end_of(error, task_id), journal.redaction(self._tasks[task_id]))),
             }
             for task_id, error in self._graph._errors.items()
         }
+
+    def _end_of(self, error: BaseException, task_id: str) -> str:
+        """Return what an error says; the end of it, which the task has, where all of it would have to be read."""
+        return words(error) if stored_words(error) is None else self._tasks[task_id]._view.error or ""
 
     # --- cancelling --------------------------------------------------------------------------------------------------
 

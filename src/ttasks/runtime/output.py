@@ -6,14 +6,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from ttasks import clock
 from ttasks.events.agent_facts import AgentFact
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
-from ttasks.handlers.kept import Limit
+from ttasks.handlers.kept import Kept, Limit
 from ttasks.log.event_log import EventLog
 from ttasks.log.redaction import LineRedactor, Redaction
 from ttasks.log.transaction import Owned
@@ -24,6 +24,7 @@ from ttasks.stores.recording import Entry
 
 BATCH_CHARACTERS: Final = 64 * 1024
 BATCH_WAIT_S: Final = 0.2
+STREAMS: Final = ("stdout", "stderr")
 IDLE_S: Final = 5.0
 
 
@@ -40,6 +41,7 @@ class OutputBuffer:
         self._facts: list[TaskFact] = []
         self._chunks: list[Chunk] = []
         self._size = 0
+        self.counts = dict.fromkeys(STREAMS, 0)
         self._is_scheduled = False
         self._is_stuck = False
         self._refusal: Exception | None = None
@@ -49,6 +51,7 @@ class OutputBuffer:
         chunk: Chunk = ("stdout" if stream == "stdout" else "stderr", iso(clock.now()), text)
         with self._lock:
             self._chunks.append(chunk)
+            self.counts[stream] += 1
             self._size += len(text)
             is_full = self._size >= BATCH_CHARACTERS and not self._is_stuck
         if is_full:
@@ -113,6 +116,12 @@ class OutputBuffer:
                     self._facts = facts + self._facts
                     self._is_stuck = True
                     self._refusal = refusal
+
+    def unwritten(self) -> list[TaskFact]:
+        """Return what is not written yet, and leave it here."""
+        with self._flushing, self._lock:
+            self._close_batch()
+            return list(self._facts)
 
     def take(self) -> list[TaskFact]:
         """Return what is not written yet: the attempt's end takes it along."""
@@ -206,6 +215,8 @@ class LineCutter:
         return lines
 
     def _shortened(self, line: str) -> str:
+        if self._limit.covers(line):
+            return line
         kept = self._limit.keep(" ")
         kept.add(line)
         return kept.text()
@@ -216,24 +227,23 @@ class LineCutter:
         return [rest] if rest else []
 
 
-STREAMS: Final = ("stdout", "stderr")
-
-
 class Printing:
     """What one child process of an attempt prints: masked, recorded as it was read, kept, and published by line.
 
-    `kept` is what is kept of it in memory, by stream. `publish` gets a stream and whole lines of it.
+    `kept` is what is kept of it in memory, by stream, `limit` how much of a line is published. `publish` gets a stream
+    and whole lines of it.
     """
 
     def __init__(
         self,
         redaction: Redaction | None,
         limit: Limit,
+        kept: Mapping[str, Kept],
         buffer: OutputBuffer | None,
         bus: EventBus,
         publish: Callable[[str, list[str]], None],
     ) -> None:
-        self.kept = {name: limit.keep("\n") for name in STREAMS}
+        self.kept = kept
         self._buffer = buffer
         self._bus = bus
         self._publish = publish
