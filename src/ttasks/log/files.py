@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
-import struct
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,35 +100,32 @@ def _identity(path: Path) -> tuple[int, int] | None:
     SQLite reads them, because the file must not be opened and closed around it: closing any descriptor of a file gives
     up the locks that this process has on it (fcntl(2)), also those by which SQLite keeps other processes from taking
     themselves for the last one, and the WAL away from whoever writes or reads here (sqlite.org/howtocorrupt.html §2.2).
-    Only a file that SQLite does not take for its own, so that it has no locks on it, is read to see what it is.
     """
     try:
-        if path.stat().st_size >= HEADER_BYTES:
-            with contextlib.closing(_connect(_address(path) + "?immutable=1")) as connection:
-                (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-                return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
-    except (OSError, *SQLITE_ERRORS):
-        return _identity_of_another(path)
-    return _identity_of_another(path)
-
-
-def _identity_of_another(path: Path) -> tuple[int, int] | None:
-    try:
-        with path.open("rb") as file:
-            header = file.read(HEADER_BYTES)
+        status = path.stat()
     except FileNotFoundError:
         return None
-    except IsADirectoryError:
-        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched") from None
     except OSError as error:
         raise LedgerUnwritableError(f"the ledger {path} can't be read: {error.strerror}") from error
-    if not header:
+    if stat.S_ISDIR(status.st_mode):
+        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched")
+    if not stat.S_ISREG(status.st_mode):  # opening it could wait for ever
+        raise NotALedgerError(f"{path} is no regular file, so no ledger (no schema_version); it was left untouched")
+    if status.st_size == 0:
         return None
-    if len(header) < HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
-        raise NotALedgerError(f"{path} is not a ledger (it has no schema_version of one); it was left untouched")
-    (version,) = struct.unpack(">I", header[60:64])
-    (application_id,) = struct.unpack(">I", header[68:72])
-    return application_id, version
+    try:
+        with contextlib.closing(_connect(_address(path) + "?immutable=1")) as connection:
+            connection.execute("PRAGMA writable_schema = ON")  # else the header of a file that was cut can't be read
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
+    except SQLITE_ERRORS as error:
+        if status.st_size >= HEADER_BYTES and not is_damage(error):
+            why = error if os.access(path, os.R_OK) else os.strerror(errno.EACCES)
+            raise LedgerUnwritableError(f"the ledger {path} can't be read: {why}") from error
+        raise NotALedgerError(
+            f"{path} is not a ledger (it has no schema_version of one), or its first bytes are damaged; "
+            "it was left untouched"
+        ) from error
 
 
 def _version_in_wal(path: Path) -> int:
@@ -155,39 +153,6 @@ def another_version(path: Path, version: int) -> NotALedgerError:
         f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: it was left untouched. "
         "Open it for writing once (any `ttasks run` with it does) to migrate it"
     )
-
-
-def create(path: Path) -> None:
-    """Make an empty ledger, with mode 0600, and put it in place whole: a crash leaves none or all of it.
-
-    The caller holds the writer lock and has seen that there is no file, or an empty one.
-
-    Raises:
-        LedgerUnwritableError: what an earlier ledger had not yet written into its file is still beside it.
-    """
-    left = path.with_name(path.name + "-wal")
-    if left.exists() and left.stat().st_size > 0:
-        # SQLite would read it into the new file: what comes of that is neither the old ledger nor a new one.
-        raise LedgerUnwritableError(
-            f"there is no ledger at {path}, but {left.name}, with what was last recorded in one, is still there; "
-            f"nothing was written. Put the file back, or move {left.name} away to begin a new ledger"
-        )
-    unfinished = path.with_name(path.name + "-new")
-    for name in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
-        name.unlink(missing_ok=True)
-    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(unfinished, isolation_level=None)
-    try:
-        upgrade(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def upgrade(connection: sqlite3.Connection) -> None:

@@ -28,6 +28,7 @@ from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSuc
 from ttasks.events.status import TaskStatus
 from ttasks.log import files
 from ttasks.log.files import Fingerprint
+from ttasks.log.place import check_place
 from ttasks.log.projection import load_graph, select
 from ttasks.log.query import POSITION_MAX, EventFilter
 from ttasks.state import rows
@@ -224,12 +225,16 @@ class Readers(LogReader):
 
         Raises:
             NotALedgerError: there is no ledger, or one of another version.
-            LedgerUnwritableError: it can't be read.
+            LedgerUnwritableError: it can't be read, or its file has other names (see `place`).
         """
         version = files.schema_version(path)
         if version is None:
             raise NotALedgerError(f"there is no ledger at {path} (no schema_version): nothing was run into it yet")
-        readers = cls(path.absolute())  # a later change of the working directory must not lead to another file
+        # What SQLite has beside a file is beside the file that a link leads to. And a later change of the working
+        # directory must not lead to another file.
+        real = Path(os.path.realpath(path))
+        check_place(real, for_writing=False)
+        readers = cls(real)
         readers.ask(lambda _: None)  # the header may be behind: what is in the WAL decides
         return readers
 

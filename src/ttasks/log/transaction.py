@@ -6,15 +6,26 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
 from ttasks.events.codec import as_stored, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
-from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
+from ttasks.events.facts import (
+    Fact,
+    GraphRunResumed,
+    GraphRunStarted,
+    LedgerCreated,
+    RunnerStarted,
+    TaskFailed,
+    TaskStarted,
+    TaskSucceeded,
+)
 from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.place import other_names
 from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import event_of
@@ -23,6 +34,8 @@ from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
+STARTS: Final = (TaskStarted, GraphRunStarted, GraphRunResumed)
+"""The facts with which work begins, or goes on."""
 
 
 @dataclass(slots=True)
@@ -103,11 +116,14 @@ class _Staged:
 class Transaction:
     """The writer's side of one connection. Only one thread uses it at a time, under the writer lock.
 
-    `runner` is the position of this process's RunnerStarted, None until one is committed.
+    `runner` is the position of this process's RunnerStarted, None until one is committed. `path` is the ledger's file,
+    and `names` how many names it has: with more than one, ends are recorded, and nothing starts.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None = None) -> None:
         self._connection = connection
+        self._path = path
+        self.names = 1
         self._head = 0
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
@@ -250,6 +266,9 @@ class Transaction:
 
     def _check(self, staged: _Staged, batch: Batch, fold: StreamFold) -> None:
         expected = batch.expected
+        if self.names > 1 and any(isinstance(fact, STARTS) for fact in batch.facts):
+            assert self._path is not None
+            raise StartRefusedError(str(other_names(self._path, self.names)))
         if isinstance(expected, int):
             if fold.version != expected:
                 raise StreamConflictError(batch.stream, expected, fold.version, by=self._who(staged, batch.stream))
@@ -366,6 +385,10 @@ def runner_started(stream: str, fact: RunnerStarted, key: str, redaction: Redact
 
 def _ignores_cancel(facts: Sequence[Fact]) -> bool:
     return any(isinstance(fact, TaskStarted | TaskSucceeded | TaskFailed) for fact in facts)
+
+
+class StartRefusedError(LedgerUnwritableError):
+    """Nothing may start in this ledger any more; what runs may end in it, and is recorded."""
 
 
 class CancelUnheardError(StreamConflictError):
