@@ -27,6 +27,7 @@ from ttasks.log.place import check_place, make_folders
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_git, describe_runner, git_root, working_directory
+from ttasks.log.schema import refuse_to_write
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, runner_started
 
 BUSY_TIMEOUT_S: Final = 30.0
@@ -235,6 +236,8 @@ class EventLog:
                 making.create(self.path)
         connection = files.open_writer(self.path, durability=self.durability)
         try:
+            if version is not None:
+                refuse_to_write(connection)
             if version is not None and version < SCHEMA_VERSION:
                 files.upgrade(connection)
             if self.path is not None:

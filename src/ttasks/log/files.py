@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
+from ttasks.log.schema import refuse_to_read
 
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -286,7 +287,7 @@ def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = F
         version = _read_version(connection, first)
         if version != SCHEMA_VERSION:
             raise another_version(path, version)
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        refuse_to_read(connection)
     except BaseException:
         connection.close()
         raise

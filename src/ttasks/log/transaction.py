@@ -30,6 +30,7 @@ from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, 
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import event_of
 from ttasks.log.redaction import Redaction
+from ttasks.log.schema import refuse_to_write
 from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState
 
@@ -128,6 +129,7 @@ class Transaction:
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
         self._data_version: int | None = None
+        self._schema_cookie: int | None = None
         self.runner: int | None = None
         self._is_whole = True
 
@@ -167,7 +169,7 @@ class Transaction:
 
         Raises:
             sqlite3.Error: the database refused. Nothing of any request was written.
-            LedgerUnwritableError: the schema is another by now. Nothing of any request was written.
+            LedgerUnwritableError, DamagedLedgerError: the schema is another by now. Nothing of any request was written.
         """
         connection = self._connection
         outcomes: Outcomes = []
@@ -218,6 +220,10 @@ class Transaction:
                 f"the ledger was migrated to schema_version {version} while it was in use here, and this ttasks knows "
                 f"{SCHEMA_VERSION}; nothing was written. Go on with the ttasks that migrated it"
             )
+        (cookie,) = self._connection.execute("PRAGMA schema_version").fetchone()
+        if cookie != self._schema_cookie:
+            refuse_to_write(self._connection)
+            self._schema_cookie = cookie
 
     def _read_head(self) -> None:
         head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
