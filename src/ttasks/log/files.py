@@ -20,6 +20,11 @@ from ttasks.log.schema import refuse_to_read
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 HEADER_BYTES: Final = 100
+STEPS_MAX: Final = 100_000_000
+"""How many steps of SQLite's virtual machine a question may take on a small file: a few seconds."""
+STEPS_OF_BYTE: Final = 50
+"""How many more for each byte: checking all of a ledger takes less than one."""
+STEPS_BETWEEN_LOOKS: Final = 1_000_000
 
 _MAY_PASS: Final = frozenset(
     {
@@ -212,7 +217,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
+def open_reader(path: Path) -> tuple[Reader, Fingerprint | None]:
     """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written.
 
     Where there is no ``-shm``, nobody has the ledger open. To read it as usual, SQLite would make one and leave it
@@ -243,7 +248,45 @@ def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
     return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
-class _Lockless(sqlite3.Connection):
+class Steps:
+    """Counts what SQLite does for one question, and has it stop where the file can't be worth that.
+
+    Reading each byte of it takes far less: what goes on is a file that leads in circles, and would go on for ever.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._taken = 0
+
+    def begin(self) -> None:
+        """Count from zero, for the next question."""
+        self._taken = 0
+
+    @property
+    def are_spent(self) -> bool:
+        """True where the question has taken more steps than the file is worth."""
+        if self._taken <= STEPS_MAX:
+            return False
+        beside = (self._path, self._path.with_name(self._path.name + "-wal"))
+        sizes = [stamp[1] for stamp in map(_stamp, beside) if stamp is not None]
+        return self._taken > STEPS_MAX + STEPS_OF_BYTE * sum(sizes)
+
+    def __call__(self) -> bool:
+        self._taken += STEPS_BETWEEN_LOOKS
+        return self.are_spent
+
+
+class Reader(sqlite3.Connection):
+    """A connection that only reads, and gives up on a question that would go on for ever."""
+
+    steps: Steps
+
+    def bound(self) -> None:
+        """Count its steps, also where something else was asked meanwhile whether to go on."""
+        self.set_progress_handler(self.steps, STEPS_BETWEEN_LOOKS)
+
+
+class _Lockless(Reader):
     """A connection to a file that nobody had open: it knows of no locks, also not of those that its closing gives up.
 
     See `_identity`. It is kept open as long as somebody, maybe in this process, has the ledger open as usual by now.
@@ -260,14 +303,15 @@ class _Lockless(sqlite3.Connection):
                 sqlite3.Connection.close(each)
 
 
-def _connect(address: str, *, timeout: float = 30) -> sqlite3.Connection:
-    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
-
-
-def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=_Lockless
+def _connect(address: str, *, timeout: float = 30, kind: type[Reader] = Reader) -> Reader:
+    return sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=kind
     )
+
+
+def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> _Lockless:
+    connection = _connect(address, timeout=timeout, kind=_Lockless)
+    assert isinstance(connection, _Lockless)
     connection.shm = path.with_name(path.name + "-shm")
     return connection
 
@@ -280,8 +324,10 @@ def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
     return int(version)
 
 
-def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> sqlite3.Connection:
-    connection = _connect_lockless(path, address) if is_lockless else _connect(address)
+def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> Reader:
+    connection: Reader = _connect_lockless(path, address) if is_lockless else _connect(address)
+    connection.steps = Steps(path)
+    connection.bound()
     try:
         connection.execute("PRAGMA query_only = 1")
         version = _read_version(connection, first)

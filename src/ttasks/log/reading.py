@@ -214,7 +214,7 @@ class Readers(LogReader):
         self.path = path
         self._in_memory = in_memory
         self._mutex = threading.Lock()
-        self._idle: list[tuple[sqlite3.Connection, Fingerprint | None]] = []
+        self._idle: list[tuple[files.Reader, Fingerprint | None]] = []
         self._forks = 0
         self._is_closed = False
         _READERS.add(self)
@@ -268,10 +268,13 @@ class Readers(LogReader):
                 yield shared
             return
         forks, connection, before = self._take()
+        connection.steps.begin()
         try:
             yield connection
         except BaseException as error:
             connection.close()
+            if isinstance(error, sqlite3.OperationalError) and connection.steps.are_spent:
+                error = sqlite3.DatabaseError("reading it goes on for ever, so it was given up")
             if isinstance(error, files.SQLITE_ERRORS) and not isinstance(error, sqlite3.ProgrammingError):
                 raise self._refusal(error, before) from error
             raise
@@ -285,7 +288,7 @@ class Readers(LogReader):
         if self._forks == forks:
             connection.close()
 
-    def _take(self) -> tuple[int, sqlite3.Connection, Fingerprint | None]:
+    def _take(self) -> tuple[int, files.Reader, Fingerprint | None]:
         assert self.path is not None
         while True:
             with self._mutex:

@@ -78,10 +78,10 @@ def refuse_to_write(connection: sqlite3.Connection) -> None:
     Raises:
         DamagedLedgerError: it is refused. Nothing but the schema was read, and nothing was written.
     """
+    refuse_to_read(connection)
     stated = _version(connection)
     if digest(connection) == AS_MADE.get(stated):
         return
-    refuse_to_read(connection)
     # A ledger may be ahead of what its header says, where a copy or a tool set that back: migrating it is harmless.
     first, *rest = (_first_harm(connection, version) for version in (stated, migrate.SCHEMA_VERSION))
     if first is not None and None not in rest:
