@@ -74,9 +74,7 @@ def main(path, head=None):
             if ids not in FORMATS:
                 print(f"{path} is no ledger of a format that this script knows", file=sys.stderr)
                 return 2
-            if connection.execute(
-                "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND lower(name) = 'events'"
-            ).fetchone():
+            if connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name LIKE 'events'").fetchone():
                 raise sqlite3.DatabaseError("events is not a table, but a view, which may have no end")
             events = connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position")
             count, last_hash = check(events, head, lambda *problem: problems.append(problem))

@@ -112,7 +112,7 @@ def test_a_trigger_that_comes_while_a_ledger_is_in_use_stops_the_next_append(led
 @pytest.mark.parametrize(
     ("change_to", "text"),
     [
-        ("CREATE UNIQUE INDEX sly ON EVENTS (type)", "the index sly on events is none"),
+        ("CREATE UNIQUE INDEX sly ON EVENTS (hash)", "the index sly on events is none"),
         ("CREATE INDEX Sly ON [Tasks] (title)", "the index Sly on tasks is none"),
         ("DROP VIEW Task_Output; CREATE TABLE TASK_OUTPUT (a)", "the view task_output is missing"),
         ("ALTER TABLE runs RENAME TO other; ALTER TABLE other RENAME TO RUNS", "the table runs is not as ttasks made"),
