@@ -21,7 +21,7 @@ from ttasks.log.projection import TABLES
 NOTES: Final = "_sqlite_migrations"
 """The table in which sqlite-utils notes which migrations were applied."""
 AS_MADE: Final = {
-    2: "96cd657ca5de18de2dfe904b9d04ed183511d6820b7f2a6ebc282b0d6a4e4a3e",
+    3: "7217fa97ccbc7792c74a1d7401060050205ada601a6ac663d1c5e173d9a00f05",
 }
 """For a schema version the digest of what its migrations make, for a quick look. Where it differs, all is compared."""
 _TABLES: Final = frozenset({"events", *TABLES, NOTES})
