@@ -197,7 +197,7 @@ def test_a_view_without_end_in_place_of_a_table_is_neither_read_nor_written(ledg
     change(ledger, endless_view(ledger, table, table.upper()))
 
     for opens in (Readers.open, EventLog.open):
-        with pytest.raises(DamagedLedgerError, match=f"{table.upper()} is a view, not the table that ttasks made"):
+        with pytest.raises(DamagedLedgerError, match=f"{table.upper()} is a view, not a table of ttasks"):
             opens(ledger)
 
 
@@ -224,7 +224,7 @@ def test_no_command_hangs_or_breaks_at_a_view_without_end(ledger: Path, table: s
     for process, command in zip(running, commands, strict=True):
         _, said = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 1, command
-        assert f"{table} is a view, not the table that ttasks made" in " ".join(said.decode().split()), command
+        assert f"{table} is a view, not a table of ttasks" in " ".join(said.decode().split()), command
         assert b"Traceback" not in said, command
 
     assert ledger.read_bytes() == before

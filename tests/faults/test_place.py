@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from needs import demand
 from ttasks import LedgerUnwritableError, NotALedgerError, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskStatus
 from ttasks.log import checked, files, liveness, mounts, place
 from ttasks.log.event_log import EventLog
@@ -150,6 +151,22 @@ def test_a_file_that_is_mounted_by_itself_is_refused(
 
     with pytest.raises(LedgerUnwritableError, match=r"is mounted by itself .* Mount its folder instead"):
         opens(tmp_path / name)
+
+
+def test_a_file_that_is_really_mounted_is_refused_by_the_command(ledger: Path) -> None:
+    mounted = ledger.with_name("a mounted.db")
+    mounted.touch()
+    done = subprocess.run(["mount", "--bind", ledger, mounted], capture_output=True, check=False)
+    demand("no file can be mounted here: that needs root" if done.returncode != 0 else None)
+    try:
+        refused = ttasks("ls", "--ledger", mounted)
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+
+    assert refused.returncode == 1
+    assert "is mounted by itself" in " ".join(refused.stderr.split())
+    assert not mounted.with_name("a mounted.db-lock").exists()
+    assert is_clean(ledger)
 
 
 def test_a_ledger_in_a_folder_that_is_mounted_is_as_any_other(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def schema_version(path: Path) -> int | None:
         raise NotALedgerError(
             f"{path} is a SQLite database, but not a ledger (it has no schema_version of one); it was left untouched"
         )
-    version = max(version, _version_in_wal(path))
+    version = max(version, _version_in_wal(Path(os.path.realpath(path))))  # what is beside a link is not its WAL
     if version > SCHEMA_VERSION:
         raise another_version(path, version)
     return int(version)

@@ -67,7 +67,7 @@ def refuse_to_read(connection: sqlite3.Connection) -> None:
     for type_, name in connection.execute(query):
         if _folded(name) in _TABLES:
             what = "a view" if type_ == "view" else "a virtual table"
-            raise DamagedLedgerError(f"{name} is {what}, not the table that ttasks made: it was not read")
+            raise DamagedLedgerError(f"{_file(connection)}: {name} is {what}, not a table of ttasks; it was not read")
 
 
 def refuse_to_write(connection: sqlite3.Connection) -> None:
@@ -85,7 +85,7 @@ def refuse_to_write(connection: sqlite3.Connection) -> None:
     # A ledger may be ahead of what its header says, where a copy or a tool set that back: migrating it is harmless.
     first, *rest = (_first_harm(connection, version) for version in (stated, migrate.SCHEMA_VERSION))
     if first is not None and None not in rest:
-        raise DamagedLedgerError(f"{first.text}; nothing was written. `ttasks verify` says more")
+        raise DamagedLedgerError(f"{_file(connection)}: {first.text}; nothing was written. `ttasks verify` says more")
 
 
 def _first_harm(connection: sqlite3.Connection, version: int) -> Difference | None:
@@ -102,6 +102,11 @@ def _is_ours(type_: str, table: str) -> bool:
     """True for what belongs to a table or view of ours; the table of notes, and its index, are sqlite-utils' own."""
     table = _folded(table)
     return table in _OURS and (table != NOTES or type_ == "trigger")
+
+
+def _file(connection: sqlite3.Connection) -> str:
+    (main,) = [path for _, name, path in connection.execute("PRAGMA database_list") if name == "main"]
+    return main or "the ledger in memory"
 
 
 def _version(connection: sqlite3.Connection) -> int:
