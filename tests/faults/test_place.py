@@ -283,6 +283,17 @@ def test_what_is_no_file_of_the_ledgers_own_is_refused_by_name_and_left_alone(
     assert everything_in(ledger.parent) == before
 
 
+def test_the_version_of_a_ledger_is_known_though_a_pipe_is_beside_its_wal(ledger: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with SQLiteStore(ledger) as store:
+        store.tasks.save(Task.bash("true"))
+        for suffix in ("", "-wal"):
+            copy.with_name(f"copy.db{suffix}").write_bytes(ledger.with_name(f"ledger.db{suffix}").read_bytes())
+    make_pipe(copy.with_name("copy.db-shm"))
+
+    assert files.schema_version(copy) == files.SCHEMA_VERSION
+
+
 @every_stranger
 def test_a_lock_of_writers_that_was_replaced_while_it_is_in_use_is_refused(ledger: Path, what: str) -> None:
     with SQLiteStore(ledger) as store:

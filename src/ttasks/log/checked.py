@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,19 +75,17 @@ def write(path: Path, checked: Checked) -> bool:
     What was kept before stays then. Nobody waits for it to reach the disk: whoever loses it checks again.
     """
     beside = checked_path(path)
+    unfinished = beside.with_name(beside.name + "-new")
     try:
-        descriptor, unfinished = tempfile.mkstemp(prefix=f"{beside.name}-", dir=beside.parent)
-    except OSError:
-        return False
-    try:
-        os.fchmod(descriptor, place.FILE_MODE)  # whatever the umask is
+        unfinished.unlink(missing_ok=True)  # of a check that was killed; one that goes on now loses its note
+        descriptor = place.open_beside(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(_to_text(checked))
-        Path(unfinished).replace(beside)
+        unfinished.replace(beside)
     except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return False
-    finally:
-        Path(unfinished).unlink(missing_ok=True)  # where it is not in place: nobody else would take it away
     return True
 
 

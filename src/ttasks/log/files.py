@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
+from ttasks.log.place import check_place
 from ttasks.log.schema import refuse_to_read
 
 MEMORY: Final = ":memory:"
@@ -141,10 +142,11 @@ def _version_in_wal(path: Path) -> int:
         return 0
     address, *first = _beside_wal(path, now)
     try:
+        check_place(path, for_writing=False)
         opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
         with contextlib.closing(opened) as connection:
             return _read_version(connection, first)
-    except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
+    except (LedgerUnwritableError, *SQLITE_ERRORS):  # whoever opens it to read or write meets that again, and says so
         return 0
 
 
