@@ -61,7 +61,7 @@ def connect(path):
         if path.with_name(path.name + "-wal").exists():
             raise
         # SQLite can't read along with a writer where it can't write itself. Without a WAL there is none.
-        connection = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     return connection
 

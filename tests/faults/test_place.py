@@ -488,6 +488,21 @@ def test_looking_at_a_ledger_never_opens_its_file_but_by_sqlite(ledger: Path) ->
     assert said.stdout.strip() == "[]"
 
 
+def test_looking_at_a_ledger_that_was_moved_away_makes_no_file_in_its_place(ledger: Path) -> None:
+    with SQLiteStore(ledger) as store, contextlib.closing(Readers.open(ledger)) as readers:
+        store.tasks.save(Task.bash("true"))
+        store._log._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ledger.rename(ledger.with_name("moved.db"))
+        before = everything_in(ledger.parent)
+        readers.close()
+
+        with pytest.raises(LedgerUnwritableError, match="can't be read: unable to open database file"):
+            readers.head()
+
+        assert everything_in(ledger.parent) == before
+        ledger.with_name("moved.db").rename(ledger)
+
+
 def test_a_file_that_can_not_be_read_is_said_so(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         error = sqlite3.OperationalError("unable to open database file")

@@ -121,7 +121,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     if status.st_size == 0:
         return None
     try:
-        with contextlib.closing(_connect(_address(path) + "?immutable=1")) as connection:
+        with contextlib.closing(_connect(_address(path) + "?mode=ro&immutable=1")) as connection:
             connection.execute("PRAGMA writable_schema = ON")  # else the header of a file that was cut can't be read
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
@@ -231,7 +231,7 @@ def open_reader(path: Path) -> tuple[Reader, Fingerprint | None]:
         with contextlib.suppress(sqlite3.OperationalError):  # the -shm can't be opened here
             return _connect_reader(path, _address(path) + "?mode=ro"), None
     if before.wal is None or before.wal[1] == 0:
-        return _connect_reader(path, _address(path) + "?immutable=1"), before
+        return _connect_reader(path, _address(path) + "?mode=ro&immutable=1"), before
     # Where there is a -shm that can't be opened here, nobody in this process can have the ledger open as usual.
     beside = _beside_wal(path, replace(before, has_shm=False))
     return _connect_reader(path, *beside, is_lockless=not before.has_shm), before
