@@ -52,16 +52,16 @@ def check(events, head, say):
 
 
 def connect(path):
-    address = pathlib.Path(path).resolve().as_uri()
-    connection = sqlite3.connect(f"{address}?mode=ro", uri=True)
+    path = pathlib.Path(path).resolve()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
     except sqlite3.OperationalError:
         connection.close()
-        if pathlib.Path(path + "-wal").exists():
+        if path.with_name(path.name + "-wal").exists():
             raise
         # SQLite can't read along with a writer where it can't write itself. Without a WAL there is none.
-        connection = sqlite3.connect(f"{address}?immutable=1", uri=True)
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     return connection
 
@@ -74,6 +74,8 @@ def main(path, head=None):
             if ids not in FORMATS:
                 print(f"{path} is no ledger of a format that this script knows", file=sys.stderr)
                 return 2
+            if connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name LIKE 'events'").fetchone():
+                raise sqlite3.DatabaseError("events is not a table, but a view, which may have no end")
             events = connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position")
             count, last_hash = check(events, head, lambda *problem: problems.append(problem))
     except (sqlite3.Error, UnicodeDecodeError) as error:

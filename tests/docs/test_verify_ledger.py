@@ -17,8 +17,9 @@ import pytest
 
 from ledgers import contents, forge, make_ledger, rehash, tampering
 from strategies import created
+from ttasks.log import migrate
 from ttasks.log.event_log import EventLog
-from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, current_schema
+from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, schema_at
 from ttasks.log.reading import Readers
 from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
@@ -84,8 +85,9 @@ def test_a_ledger_in_a_folder_that_can_not_be_written_is_read_and_left_alone(
     main = runpy.run_path(str(SCRIPT))["main"]
     report = verify(Readers.open(original))
     # Nobody may be kept from the source tree, unlike from an installed ttasks: what is read there is read now.
-    schema = current_schema()
-    monkeypatch.setattr("ttasks.log.verify.current_schema", lambda: schema)
+    schema, names = schema_at(SCHEMA_VERSION), migrate.names(SCHEMA_VERSION)
+    monkeypatch.setattr(migrate, "schema_at", lambda _: schema)
+    monkeypatch.setattr(migrate, "names", lambda _: names)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(shutil.copy(original, folder))
         path.chmod(0o444)

@@ -91,7 +91,8 @@ def test_what_is_recorded_in_a_copy_with_its_wal_is_kept_though_a_reader_was_the
 
 def test_connections_that_were_kept_are_closed_when_nobody_has_the_ledger_open_any_more(tmp_path: Path) -> None:
     original, path = tmp_path / "original.db", tmp_path / "ledger.db"
-    with SQLiteStore(original):
+    with SQLiteStore(original) as store:
+        store.tasks.save(Task.bash("true"))
         for end in ("", "-wal"):
             shutil.copy(f"{original}{end}", f"{path}{end}")
     first, second = (files.open_reader(path)[0] for _ in range(2))

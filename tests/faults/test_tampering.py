@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from ledgers import GUARDS, contents, forge, lawless, make_ledger, rehash, tampering
 from strategies import created
 from ttasks.cli.app import command
-from ttasks.errors import DamagedLedgerError, LedgerUnwritableError
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.events.facts import RunnerStarted
 from ttasks.log.event_log import EventLog
 from ttasks.log.projection import TABLES, key_columns
@@ -927,17 +927,16 @@ def test_a_file_that_is_damaged_while_it_is_open_is_reported_so(ledger: Path) ->
     assert "nothing was compared" in report.problems[0].text
 
 
-def test_a_header_with_a_wal_beside_it_that_nobody_can_read_is_named_by_who_opens_it(ledger: Path) -> None:
+def test_a_damaged_header_with_a_wal_beside_it_is_refused_and_left_as_it_is(ledger: Path) -> None:
     content = bytearray(ledger.read_bytes())
     content[16:18] = b"\0\3"  # no size that pages can have
     ledger.write_bytes(content)
     wal = ledger.with_name("ledger.db-wal")
     wal.write_bytes(b"x" * 5000)
 
-    with pytest.raises(DamagedLedgerError, match="file is not a database"):
-        Readers.open(ledger)
-    with pytest.raises(LedgerUnwritableError, match="file is not a database; nothing was written"):
-        EventLog.open(ledger)
+    for opens in (Readers.open, EventLog.open):
+        with pytest.raises(NotALedgerError, match="or its first bytes are damaged"):
+            opens(ledger)
 
     assert ledger.read_bytes() == content
 

@@ -81,6 +81,15 @@ def test_only_the_owner_may_read_it_and_nothing_else_is_left(path: Path) -> None
     assert stat.S_IMODE(checked_path(path).stat().st_mode) == 0o600
 
 
+def test_what_a_killed_check_left_is_cleared_away(path: Path) -> None:
+    path.with_name(f"{path.name}-verified-new").write_text("half of")
+
+    assert checked.write(path, CLEAN)
+
+    assert not path.with_name(f"{path.name}-verified-new").exists()
+    assert checked.read(path) == CLEAN
+
+
 def test_a_link_to_a_ledger_leads_to_the_check_beside_the_ledger(path: Path, tmp_path: Path) -> None:
     path.touch()
     link = tmp_path / "link.db"

@@ -149,7 +149,7 @@ def within(seconds: float, question: Callable[[Any], Answer]) -> Callable[[Any],
         try:
             return question(connection)
         finally:
-            connection.set_progress_handler(None, 0)
+            connection.bound()
 
     return asked
 

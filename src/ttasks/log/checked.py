@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from ttasks import clock
+from ttasks.errors import LedgerUnwritableError
 from ttasks.events.codec import from_iso, iso
+from ttasks.log import place
 from ttasks.log.files import checked_path
 from ttasks.log.query import POSITION_MAX
 from ttasks.log.reading import UNREADABLE
@@ -75,34 +75,31 @@ def write(path: Path, checked: Checked) -> bool:
     What was kept before stays then. Nobody waits for it to reach the disk: whoever loses it checks again.
     """
     beside = checked_path(path)
+    unfinished = beside.with_name(beside.name + "-new")
     try:
-        descriptor, unfinished = tempfile.mkstemp(prefix=f"{beside.name}-", dir=beside.parent)
-    except OSError:
-        return False
-    try:
+        unfinished.unlink(missing_ok=True)  # of a check that was killed; one that goes on now loses its note
+        descriptor = place.open_beside(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(_to_text(checked))
-        Path(unfinished).replace(beside)
+        unfinished.replace(beside)
     except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return False
-    finally:
-        Path(unfinished).unlink(missing_ok=True)  # where it is not in place: nobody else would take it away
     return True
 
 
 def read(path: Path) -> Checked | None:
     """Return the last check of the ledger at `path`; None: there is none, or none that ttasks would have written."""
-    with contextlib.suppress(OSError, *UNREADABLE):
+    with contextlib.suppress(LedgerUnwritableError, OSError, *UNREADABLE):
         return _from_text(_content(checked_path(path)))
     return None
 
 
 def _content(path: Path) -> bytes:
-    """Return the first bytes of a regular file; anything else could keep its reader for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Return the first bytes of a side file."""
+    descriptor = place.open_beside(path, os.O_RDONLY)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{path} is no regular file")
         return os.read(descriptor, BYTES_MAX + 1)
     finally:
         os.close(descriptor)

@@ -18,17 +18,18 @@ from typing import Final
 
 from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError
-from ttasks.events.facts import GraphCancelRequested, LedgerCreated, RunnerStarted, TaskCancelRequested
-from ttasks.log import files
+from ttasks.events.facts import GraphCancelRequested, RunnerStarted, TaskCancelRequested
+from ttasks.log import files, making
 from ttasks.log.listener import Listener
 from ttasks.log.liveness import RunnerLock
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.place import check_place, make_folders
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_git, describe_runner, git_root, working_directory
-from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
-from ttasks.version import __version__
+from ttasks.log.schema import refuse_to_write
+from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, runner_started
 
 BUSY_TIMEOUT_S: Final = 30.0
 GROUP_MAX: Final = 256
@@ -172,6 +173,7 @@ class EventLog:
         self._lock = WriterLock(files.lock_path(self.path)) if self.path is not None else None
         self._turn = _Turn(self.path, self._lock, self.busy_timeout)
         self._identity: tuple[int, int] | None = None
+        self._names = 1
         self._watchers: dict[str, Callable[[], None]] = {}
         self._listener: Listener | None = None
         self._describer: threading.Thread | None = None
@@ -232,9 +234,10 @@ class EventLog:
     def _open(self) -> None:
         if self.path is not None:
             files.schema_version(self.path)  # before anything is made beside a file that isn't ours
+            check_place(self.path, for_writing=True)
         try:
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                make_folders(self.path.parent)
             with self._turn:
                 self._connect()
         except (OSError, *files.SQLITE_ERRORS) as error:
@@ -251,19 +254,19 @@ class EventLog:
         if self.path is not None:
             version = files.schema_version(self.path)
             if version is None:
-                files.create(self.path)
+                making.create(self.path)
         connection = files.open_writer(self.path, durability=self.durability)
         try:
+            if version is not None:
+                refuse_to_write(connection)
             if version is not None and version < SCHEMA_VERSION:
                 files.upgrade(connection)
             if self.path is not None:
                 status = self.path.stat()
                 identity = status.st_dev, status.st_ino
             connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout * 1000)}")
-            transaction = Transaction(connection)
-            if transaction.is_empty():
-                created = LedgerCreated(clock.new_id(), clock.now(), os.urandom(32).hex(), __version__)
-                transaction.commit([[first_event(created)]], clock.now, [])
+            transaction = Transaction(connection, self.path)
+            making.begin(transaction)  # in memory, or where an older ttasks was killed before it did so
             first = transaction.ledger()
             if self.ledger not in ("", first.ledger):
                 text = f"{self.path} is not the ledger it was: it was replaced. Nothing was written"
@@ -321,6 +324,7 @@ class EventLog:
             status = os.stat(self._file)  # noqa: PTH116 - Path.stat takes twice as long, and this is done in every commit
         except OSError:
             return False
+        self._names = status.st_nlink
         return self._identity == (status.st_dev, status.st_ino)
 
     def _after_fork(self, *, was_quiet: bool) -> None:
@@ -469,6 +473,7 @@ class EventLog:
                 "Put it back, or open the new one"
             )
         assert self._transaction is not None
+        self._transaction.names = self._names
         return self._transaction
 
     def _register(self) -> tuple[str, RunnerStarted]:

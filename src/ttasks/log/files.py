@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
-import struct
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,17 @@ from urllib.parse import quote
 
 from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
+from ttasks.log.place import check_place
+from ttasks.log.schema import refuse_to_read
 
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 HEADER_BYTES: Final = 100
+STEPS_MAX: Final = 100_000_000
+"""How many steps of SQLite's virtual machine a question may take on a small file: a few seconds."""
+STEPS_OF_BYTE: Final = 50
+"""How many more for each byte: checking all of a ledger takes less than one."""
+STEPS_BETWEEN_LOOKS: Final = 1_000_000
 
 _MAY_PASS: Final = frozenset(
     {
@@ -78,7 +86,7 @@ def schema_version(path: Path) -> int | None:
         raise NotALedgerError(
             f"{path} is a SQLite database, but not a ledger (it has no schema_version of one); it was left untouched"
         )
-    version = max(version, _version_in_wal(path))
+    version = max(version, _version_in_wal(Path(os.path.realpath(path))))  # what is beside a link is not its WAL
     if version > SCHEMA_VERSION:
         raise another_version(path, version)
     return int(version)
@@ -99,35 +107,32 @@ def _identity(path: Path) -> tuple[int, int] | None:
     SQLite reads them, because the file must not be opened and closed around it: closing any descriptor of a file gives
     up the locks that this process has on it (fcntl(2)), also those by which SQLite keeps other processes from taking
     themselves for the last one, and the WAL away from whoever writes or reads here (sqlite.org/howtocorrupt.html §2.2).
-    Only a file that SQLite does not take for its own, so that it has no locks on it, is read to see what it is.
     """
     try:
-        if path.stat().st_size >= HEADER_BYTES:
-            with contextlib.closing(_connect(_address(path) + "?mode=ro&immutable=1")) as connection:
-                (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-                return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
-    except (OSError, *SQLITE_ERRORS):
-        return _identity_of_another(path)
-    return _identity_of_another(path)
-
-
-def _identity_of_another(path: Path) -> tuple[int, int] | None:
-    try:
-        with path.open("rb") as file:
-            header = file.read(HEADER_BYTES)
+        status = path.stat()
     except FileNotFoundError:
         return None
-    except IsADirectoryError:
-        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched") from None
     except OSError as error:
         raise LedgerUnwritableError(f"the ledger {path} can't be read: {error.strerror}") from error
-    if not header:
+    if stat.S_ISDIR(status.st_mode):
+        raise NotALedgerError(f"{path} is a folder, not a ledger (no schema_version); it was left untouched")
+    if not stat.S_ISREG(status.st_mode):  # opening it could wait for ever
+        raise NotALedgerError(f"{path} is no regular file, so no ledger (no schema_version); it was left untouched")
+    if status.st_size == 0:
         return None
-    if len(header) < HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
-        raise NotALedgerError(f"{path} is not a ledger (it has no schema_version of one); it was left untouched")
-    (version,) = struct.unpack(">I", header[60:64])
-    (application_id,) = struct.unpack(">I", header[68:72])
-    return application_id, version
+    try:
+        with contextlib.closing(_connect(_address(path) + "?mode=ro&immutable=1")) as connection:
+            connection.execute("PRAGMA writable_schema = ON")  # else the header of a file that was cut can't be read
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
+    except SQLITE_ERRORS as error:
+        if status.st_size >= HEADER_BYTES and not is_damage(error):
+            why = error if os.access(path, os.R_OK) else os.strerror(errno.EACCES)
+            raise LedgerUnwritableError(f"the ledger {path} can't be read: {why}") from error
+        raise NotALedgerError(
+            f"{path} is not a ledger (it has no schema_version of one), or its first bytes are damaged; "
+            "it was left untouched"
+        ) from error
 
 
 def _version_in_wal(path: Path) -> int:
@@ -137,10 +142,11 @@ def _version_in_wal(path: Path) -> int:
         return 0
     address, *first = _beside_wal(path, now)
     try:
+        check_place(path, for_writing=False)
         opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
         with contextlib.closing(opened) as connection:
             return _read_version(connection, first)
-    except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
+    except (LedgerUnwritableError, *SQLITE_ERRORS):  # whoever opens it to read or write meets that again, and says so
         return 0
 
 
@@ -155,39 +161,6 @@ def another_version(path: Path, version: int) -> NotALedgerError:
         f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: it was left untouched. "
         "Open it for writing once (any `ttasks run` with it does) to migrate it"
     )
-
-
-def create(path: Path) -> None:
-    """Make an empty ledger, with mode 0600, and put it in place whole: a crash leaves none or all of it.
-
-    The caller holds the writer lock and has seen that there is no file, or an empty one.
-
-    Raises:
-        LedgerUnwritableError: what an earlier ledger had not yet written into its file is still beside it.
-    """
-    left = path.with_name(path.name + "-wal")
-    if left.exists() and left.stat().st_size > 0:
-        # SQLite would read it into the new file: what comes of that is neither the old ledger nor a new one.
-        raise LedgerUnwritableError(
-            f"there is no ledger at {path}, but {left.name}, with what was last recorded in one, is still there; "
-            f"nothing was written. Put the file back, or move {left.name} away to begin a new ledger"
-        )
-    unfinished = path.with_name(path.name + "-new")
-    for name in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
-        name.unlink(missing_ok=True)
-    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(unfinished, isolation_level=None)
-    try:
-        upgrade(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
@@ -246,7 +219,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
+def open_reader(path: Path) -> tuple[Reader, Fingerprint | None]:
     """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written.
 
     Where there is no ``-shm``, nobody has the ledger open. To read it as usual, SQLite would make one and leave it
@@ -277,7 +250,45 @@ def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
     return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
-class _Lockless(sqlite3.Connection):
+class Steps:
+    """Counts what SQLite does for one question, and has it stop where the file can't be worth that.
+
+    Reading each byte of it takes far less: what goes on is a file that leads in circles, and would go on for ever.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._taken = 0
+
+    def begin(self) -> None:
+        """Count from zero, for the next question."""
+        self._taken = 0
+
+    @property
+    def are_spent(self) -> bool:
+        """True where the question has taken more steps than the file is worth."""
+        if self._taken <= STEPS_MAX:
+            return False
+        beside = (self._path, self._path.with_name(self._path.name + "-wal"))
+        sizes = [stamp[1] for stamp in map(_stamp, beside) if stamp is not None]
+        return self._taken > STEPS_MAX + STEPS_OF_BYTE * sum(sizes)
+
+    def __call__(self) -> bool:
+        self._taken += STEPS_BETWEEN_LOOKS
+        return self.are_spent
+
+
+class Reader(sqlite3.Connection):
+    """A connection that only reads, and gives up on a question that would go on for ever."""
+
+    steps: Steps
+
+    def bound(self) -> None:
+        """Count its steps, also where something else was asked meanwhile whether to go on."""
+        self.set_progress_handler(self.steps, STEPS_BETWEEN_LOOKS)
+
+
+class _Lockless(Reader):
     """A connection to a file that nobody had open: it knows of no locks, also not of those that its closing gives up.
 
     See `_identity`. It is kept open as long as somebody, maybe in this process, has the ledger open as usual by now.
@@ -294,14 +305,15 @@ class _Lockless(sqlite3.Connection):
                 sqlite3.Connection.close(each)
 
 
-def _connect(address: str, *, timeout: float = 30) -> sqlite3.Connection:
-    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
-
-
-def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=_Lockless
+def _connect(address: str, *, timeout: float = 30, kind: type[Reader] = Reader) -> Reader:
+    return sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=kind
     )
+
+
+def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> _Lockless:
+    connection = _connect(address, timeout=timeout, kind=_Lockless)
+    assert isinstance(connection, _Lockless)
     connection.shm = path.with_name(path.name + "-shm")
     return connection
 
@@ -314,14 +326,16 @@ def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
     return int(version)
 
 
-def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> sqlite3.Connection:
-    connection = _connect_lockless(path, address) if is_lockless else _connect(address)
+def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> Reader:
+    connection: Reader = _connect_lockless(path, address) if is_lockless else _connect(address)
+    connection.steps = Steps(path)
+    connection.bound()
     try:
         connection.execute("PRAGMA query_only = 1")
         version = _read_version(connection, first)
         if version != SCHEMA_VERSION:
             raise another_version(path, version)
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        refuse_to_read(connection)
     except BaseException:
         connection.close()
         raise

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from ttasks import clock
+from ttasks.errors import LedgerUnwritableError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskImported
 from ttasks.events.status import RunStatus
+from ttasks.log import place
 from ttasks.log import runner as host
 from ttasks.log.files import runner_path
 from ttasks.log.query import EventFilter
@@ -49,9 +51,10 @@ class RunnerLock:
         self._path = runner_path(ledger, runner_id)
         like = runner_path(ledger, "").name
         for entry in os.scandir(self._path.parent):
-            if entry.name.startswith(like) and not _is_held(Path(entry.path)):
+            is_lock = entry.name.startswith(like) and entry.is_file(follow_symlinks=False)
+            if is_lock and not _is_held(Path(entry.path)):
                 Path(entry.path).unlink(missing_ok=True)
-        self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor: int | None = place.open_beside(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -73,8 +76,8 @@ class RunnerLock:
 def _is_held(lock: Path) -> bool:
     """True while a process holds the lock file; False where there is none."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        descriptor = place.open_beside(lock, os.O_RDONLY)
+    except (LedgerUnwritableError, OSError):  # there is none, or what has its name is none
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look don't take each other for it

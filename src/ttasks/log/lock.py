@@ -7,6 +7,8 @@ import os
 import threading
 from pathlib import Path
 
+from ttasks.log import place
+
 
 class WriterLock:
     """An advisory `flock` on a side file. One thread of a process holds it at a time (the caller sees to that).
@@ -23,10 +25,11 @@ class WriterLock:
         """Wait for the lock; return False when `timeout_s` seconds went by without it.
 
         Raises:
+            LedgerUnwritableError: the side file is no regular file, or has a second name.
             OSError: the side file can't be made or locked here.
         """
         if self.descriptor is None:
-            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.descriptor = place.open_beside(self._path, os.O_RDWR | os.O_CREAT, is_only_name=True)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

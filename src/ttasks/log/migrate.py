@@ -54,10 +54,17 @@ SchemaObject = tuple[str, str, str, str | None]
 """Type, name, table and SQL of what the schema holds; an index that SQLite makes itself has no SQL."""
 
 
-def current_schema() -> set[SchemaObject]:
-    """Return what the schema of a current ledger holds, but for the notes of which migrations were applied."""
+def names(version: int) -> list[str]:
+    """Return the names of the migrations that bring a new ledger to schema version `version`, oldest first."""
+    return [script.name.removesuffix(".sql") for script in _scripts() if int(script.name[:4]) <= version]
+
+
+def schema_at(version: int) -> set[SchemaObject]:
+    """Return what a ledger's schema holds at that version, but for the notes of which migrations were applied."""
     with closing(sqlite3.connect(":memory:")) as connection:
         for script in _scripts():
+            if int(script.name[:4]) > version:
+                break
             for statement in statements(script.read_text("utf-8")):
                 connection.execute(statement)
         return schema_of(connection)

@@ -28,6 +28,7 @@ from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSuc
 from ttasks.events.status import TaskStatus
 from ttasks.log import files
 from ttasks.log.files import Fingerprint
+from ttasks.log.place import check_place
 from ttasks.log.projection import load_graph, select
 from ttasks.log.query import ENVELOPE, POSITION_MAX, EventFilter
 from ttasks.state import rows
@@ -232,7 +233,7 @@ class Readers(LogReader):
         self.path = path
         self._in_memory = in_memory
         self._mutex = threading.Lock()
-        self._idle: list[tuple[sqlite3.Connection, Fingerprint | None]] = []
+        self._idle: list[tuple[files.Reader, Fingerprint | None]] = []
         self._forks = 0
         self._is_closed = False
         _READERS.add(self)
@@ -243,12 +244,16 @@ class Readers(LogReader):
 
         Raises:
             NotALedgerError: there is no ledger, or one of another version.
-            LedgerUnwritableError: it can't be read.
+            LedgerUnwritableError: it can't be read, or its file has other names (see `place`).
         """
         version = files.schema_version(path)
         if version is None:
             raise NotALedgerError(f"there is no ledger at {path} (no schema_version): nothing was run into it yet")
-        readers = cls(path.absolute())  # a later change of the working directory must not lead to another file
+        # What SQLite has beside a file is beside the file that a link leads to. And a later change of the working
+        # directory must not lead to another file.
+        real = Path(os.path.realpath(path))
+        check_place(real, for_writing=False)
+        readers = cls(real)
         readers.ask(lambda _: None)  # the header may be behind: what is in the WAL decides
         return readers
 
@@ -282,10 +287,13 @@ class Readers(LogReader):
                 yield shared
             return
         forks, connection, before = self._take()
+        connection.steps.begin()
         try:
             yield connection
         except BaseException as error:
             connection.close()
+            if isinstance(error, sqlite3.OperationalError) and connection.steps.are_spent:
+                error = sqlite3.DatabaseError("reading it goes on for ever, so it was given up")
             if isinstance(error, files.SQLITE_ERRORS) and not isinstance(error, sqlite3.ProgrammingError):
                 raise self._refusal(error, before) from error
             raise
@@ -299,7 +307,7 @@ class Readers(LogReader):
         if self._forks == forks:
             connection.close()
 
-    def _take(self) -> tuple[int, sqlite3.Connection, Fingerprint | None]:
+    def _take(self) -> tuple[int, files.Reader, Fingerprint | None]:
         assert self.path is not None
         while True:
             with self._mutex:

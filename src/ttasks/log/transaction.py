@@ -6,23 +6,37 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from ttasks.errors import DamagedLedgerError, LedgerUnwritableError, StreamConflictError
 from ttasks.events.codec import as_stored, encode, iso
 from ttasks.events.envelope import RecordedEvent, recorded_event
-from ttasks.events.facts import Fact, LedgerCreated, RunnerStarted, TaskFailed, TaskStarted, TaskSucceeded
+from ttasks.events.facts import (
+    Fact,
+    GraphRunResumed,
+    GraphRunStarted,
+    LedgerCreated,
+    RunnerStarted,
+    TaskFailed,
+    TaskStarted,
+    TaskSucceeded,
+)
 from ttasks.events.status import RunStatus
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.place import other_names
 from ttasks.log.projection import LEDGER_STREAM, TABLES, GraphFold, StreamFold, TaskFold, load_fold
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import event_of
 from ttasks.log.redaction import Redaction
+from ttasks.log.schema import refuse_to_write
 from ttasks.log.secrets import withhold
 from ttasks.state.task import TaskState
 
 FOLDS_KEPT_MAX: Final = 20_000
+STARTS: Final = (TaskStarted, GraphRunStarted, GraphRunResumed)
+"""The facts with which work begins, or goes on."""
 
 
 @dataclass(slots=True)
@@ -103,15 +117,19 @@ class _Staged:
 class Transaction:
     """The writer's side of one connection. Only one thread uses it at a time, under the writer lock.
 
-    `runner` is the position of this process's RunnerStarted, None until one is committed.
+    `runner` is the position of this process's RunnerStarted, None until one is committed. `path` is the ledger's file,
+    and `names` how many names it has: with more than one, ends are recorded, and nothing starts.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None = None) -> None:
         self._connection = connection
+        self._path = path
+        self.names = 1
         self._head = 0
         self._head_hash = GENESIS
         self._folds: dict[str, StreamFold] = {}
         self._data_version: int | None = None
+        self._schema_cookie: int | None = None
         self.runner: int | None = None
         self._is_whole = True
 
@@ -151,7 +169,7 @@ class Transaction:
 
         Raises:
             sqlite3.Error: the database refused. Nothing of any request was written.
-            LedgerUnwritableError: the schema is another by now. Nothing of any request was written.
+            LedgerUnwritableError, DamagedLedgerError: the schema is another by now. Nothing of any request was written.
         """
         connection = self._connection
         outcomes: Outcomes = []
@@ -202,6 +220,10 @@ class Transaction:
                 f"the ledger was migrated to schema_version {version} while it was in use here, and this ttasks knows "
                 f"{SCHEMA_VERSION}; nothing was written. Go on with the ttasks that migrated it"
             )
+        (cookie,) = self._connection.execute("PRAGMA schema_version").fetchone()
+        if cookie != self._schema_cookie:
+            refuse_to_write(self._connection)
+            self._schema_cookie = cookie
 
     def _read_head(self) -> None:
         head = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
@@ -250,6 +272,9 @@ class Transaction:
 
     def _check(self, staged: _Staged, batch: Batch, fold: StreamFold) -> None:
         expected = batch.expected
+        if self.names > 1 and any(isinstance(fact, STARTS) for fact in batch.facts):
+            assert self._path is not None
+            raise StartRefusedError(str(other_names(self._path, self.names)))
         if isinstance(expected, int):
             if fold.version != expected:
                 raise StreamConflictError(batch.stream, expected, fold.version, by=self._who(staged, batch.stream))
@@ -366,6 +391,10 @@ def runner_started(stream: str, fact: RunnerStarted, key: str, redaction: Redact
 
 def _ignores_cancel(facts: Sequence[Fact]) -> bool:
     return any(isinstance(fact, TaskStarted | TaskSucceeded | TaskFailed) for fact in facts)
+
+
+class StartRefusedError(LedgerUnwritableError):
+    """Nothing may start in this ledger any more; what runs may end in it, and is recorded."""
 
 
 class CancelUnheardError(StreamConflictError):

@@ -16,11 +16,11 @@ from ttasks.errors import DamagedLedgerError, TtasksError, UnknownEventError
 from ttasks.events.codec import to_json
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import LedgerCreated, RunnerStarted, TaskImported, TaskRevised
+from ttasks.log import schema
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
 from ttasks.log.files import SQLITE_ERRORS, is_damage
 from ttasks.log.form import envelope_problem, fact_problem, state_problem
-from ttasks.log.migrate import current_schema, schema_of
 from ttasks.log.projection import TABLES, key_columns, put, select
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import Readers, event_of, in_one_view
@@ -343,19 +343,8 @@ def _shown(value: object) -> str:
 
 
 def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
-    """Compare the schema with that of a new ledger. Tables and views of others are none of our business."""
-    found = {(type_, name): (table, sql) for type_, name, table, sql in schema_of(connection)}
-    expected = {(type_, name): (table, sql) for type_, name, table, sql in current_schema()}
-    for (type_, name), (table, sql) in sorted(expected.items(), key=repr):
-        if (type_, name) not in found:
-            guard = ": the database no longer refuses it" if type_ == "trigger" else ""
-            report._add("schema", None, f"the {type_} {name} is missing{guard}")
-        elif found[type_, name] != (table, sql):
-            report._add("schema", None, f"the {type_} {name} is not as ttasks made it: {_shown(found[type_, name][1])}")
-    ours = {name for type_, name in expected if type_ in ("table", "view")}
-    for (type_, name), (table, _) in sorted(found.items(), key=repr):  # a damaged name may be anything
-        if (type_, name) not in expected and table in ours:
-            report._add("schema", None, f"the {type_} {name} on {table} is none that ttasks made")
+    for difference in schema.differences(connection):
+        report._add("schema", None, difference.text)
 
 
 def _check_file(connection: sqlite3.Connection, report: Report) -> None:

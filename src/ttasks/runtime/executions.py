@@ -21,7 +21,7 @@ from ttasks.events.facts import (
 from ttasks.events.status import TaskStatus, TaskType, TerminationReason
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
-from ttasks.log.transaction import CancelUnheardError, Owned
+from ttasks.log.transaction import CancelUnheardError, Owned, StartRefusedError
 from ttasks.model.callbacks import is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
@@ -300,8 +300,10 @@ class Executions:
             except LedgerUnwritableError as lost:
                 if follow is not None:
                     self._out_of_hand(follow)
-                self._lose(attempt, facts, before, lost)
-                raise
+                if follow is None or not isinstance(lost, StartRefusedError):
+                    self._lose(attempt, facts, before, lost)
+                    raise
+                follow = None
             except (StreamConflictError, TransitionError) as refusal:
                 if isinstance(refusal, CancelUnheardError):  # it is known from now on
                     attempt.cancel_ending()
