@@ -179,8 +179,8 @@ class GraphRun:
         statuses = {task_id: task.status for task_id, task in self._tasks.items()}
         self._planner = Planner(self._members, statuses, beginning.held())
         consequences = self._planner.begin(is_withdrawn=self._is_cancelled)
-        self._block(consequences)
         self._ready.extend(consequences.ready)
+        self._block(consequences)
 
     def _record_of_graph(self, fact: GraphFact) -> None:
         # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
@@ -469,20 +469,28 @@ class GraphRun:
         self._settle(task_id, error)
 
     def _settle(self, task_id: str, error: BaseException | None) -> None:
-        """A task is through in this run: block what can't run any more, and let start what now can."""
+        """A task is through in this run: let start what now can, and block what can't run any more.
+
+        What a start relies on is recorded by then: the finally tasks that wait for these blocks start after them.
+        """
         with self._changed:
             if error is not None:
                 self._graph._errors[task_id] = error
             consequences = self._planner.settle(task_id, succeeded=self._tasks[task_id].is_succeeded)
             if self._is_stopped:  # whoever resumes the run decides what follows from this
                 consequences = Consequences()
+            self._ready.extend(consequences.ready)
+            if consequences.blocked:  # they are recorded first, which takes a while
+                self._wake()
         self._block(consequences)
         with self._changed:
-            self._ready.extend(consequences.ready)
             self._running.discard(task_id)
             self._wake()
 
     def _block(self, consequences: Consequences) -> None:
+        """Record what is blocked; only then may the finally tasks start that waited for it."""
+        if not consequences.blocked:
+            return
         blocked = [(self._tasks[child], parent) for child, parent in consequences.blocked]
         try:
             self._executor._block(blocked, self._position)
@@ -491,6 +499,8 @@ class GraphRun:
         except TtasksError:
             for task, parent in blocked:  # one of them has changed: the others are blocked all the same
                 self._block_one(task, parent)
+        with self._changed:
+            self._ready.extend(self._planner.recorded(consequences.blocked))
 
     def _block_one(self, task: Task, parent: str) -> None:
         try:

@@ -37,7 +37,8 @@ class Consequences:
     """What follows from something that happened in a run.
 
     `ready` lists the tasks that may start now, in the graph's order; `blocked` pairs each task that is to be recorded
-    as BLOCKED with the dependency to blame.
+    as BLOCKED with the dependency to blame. No task in `ready` relies on a block that is not recorded yet: the finally
+    tasks that wait for these come from `Planner.recorded`.
     """
 
     ready: list[str] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Planner:
         self._announced: set[str] = set()
         self._started: set[str] = set()
         self._promised: set[str] = set()
+        self._unrecorded: set[str] = set()  # blocked, but the ledger does not say so yet
         self._is_withdrawn = False
 
     @property
@@ -102,6 +104,15 @@ class Planner:
         self._settled[task] = _Settled.GOOD if succeeded else _Settled.BAD
         return self._spread([task])
 
+    def recorded(self, blocked: Iterable[tuple[str, str]]) -> list[str]:
+        """Take note that these blocks are recorded; return the finally tasks that waited for nothing else."""
+        quiet: deque[str] = deque()
+        for task, _ in blocked:
+            self._unrecorded.discard(task)
+            if self._stirs_before[task] == 0:
+                quiet.append(task)
+        return sorted(self._quieten(quiet), key=self._place.__getitem__)
+
     def withdraw(self) -> Consequences:
         """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled."""
         return self._spread(self._give_up())
@@ -119,8 +130,11 @@ class Planner:
     def next_after(self, task: str) -> str | None:
         """Return a task that may start as soon as `task` has succeeded, when nothing else has to happen before."""
         for child in self._children.get(task, ()):
-            waits = self._stirs_before if self._members[child].is_finally else self._waits_for
-            if waits[child] == 1 and not self._is_known(child):
+            if self._members[child].is_finally:
+                is_last = self._stirs_before[child] == 1 and self._stirs_before[task] == 0
+            else:
+                is_last = self._waits_for[child] == 1
+            if is_last and not self._is_known(child):
                 return child
         return None
 
@@ -168,6 +182,7 @@ class Planner:
                 queue.append(child)
                 if outcome is _Settled.BAD and self._before[child] is TaskStatus.PENDING:
                     blocked.append(member)
+                    self._unrecorded.add(child)
         consequences.ready += self._quieten(quiet)
         consequences.ready.sort(key=self._place.__getitem__)
         consequences.blocked = [(member.task, self._to_blame(member)) for member in blocked]
@@ -176,13 +191,16 @@ class Planner:
     def _quieten(self, quiet: deque[str]) -> list[str]:
         """Take note that nothing more happens in these, nor before them; return the finally tasks that are ready.
 
-        One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended.
+        One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended; and a
+        block counts only once it is recorded.
         """
         ready = []
         while quiet:
             for child in self._children.get(quiet.popleft(), ()):
                 self._stirs_before[child] -= 1
                 if self._stirs_before[child] > 0:
+                    continue
+                if child in self._unrecorded:
                     continue
                 if child in self._settled:
                     quiet.append(child)
