@@ -8,6 +8,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks.events.agent_facts import AgentSessionOpened, FileEdit
+from ttasks.events.status import TaskStatus, TerminationReason
+from ttasks.model.result import TaskResult
+from ttasks.state.exits import exit_text as exit_text  # for templates
+from ttasks.state.exits import why
+from ttasks.state.task import AttemptState, TaskState
 
 _JOINERS: Final = "\u200d\ufe0f"
 ID_LENGTH: Final = 8
@@ -35,6 +40,29 @@ def printable(text: str) -> str:
         else ch.encode("unicode_escape").decode("ascii")
         for ch in text
     )
+
+
+def why_of_result(error: str | None, result: TaskResult | None) -> str:
+    """Say in one line why a task ended: its error text, with the exit code of the attempt whose text it is."""
+    if result is None or result.status is not TaskStatus.FAILED:
+        return printable(why(error, None, None))
+    return printable(why(error, result.returncode, result.termination_reason))
+
+
+def why_of_task(task: TaskState) -> str:
+    """Say the same of a task as the ledger has it."""
+    result = task.result
+    if result is None or result.status is not TaskStatus.FAILED or task.status is not TaskStatus.FAILED:
+        return printable(why(task.error, None, None))
+    return printable(why(task.error, result.returncode, result.reason))
+
+
+def why_of_attempt(attempt: AttemptState) -> str:
+    """Say the same of an attempt; where ttasks ended its process, by which signal and why it did."""
+    if attempt.returncode is None or attempt.reason == TerminationReason.EXIT_CODE:
+        return printable(why(attempt.error, attempt.returncode, attempt.reason))
+    parts = (exit_text(attempt.returncode, attempt.reason), why(attempt.error, None, None))
+    return printable(": ".join(filter(None, parts)))
 
 
 def short(id_: str) -> str:

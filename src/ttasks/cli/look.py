@@ -13,13 +13,14 @@ from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
-from ttasks.display import count, duration, moment, printable, short
+from ttasks.display import count, duration, moment, printable, short, why_of_task
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import FACT_TYPES, encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
+from ttasks.state.exits import exit_text
 from ttasks.state.graph import GraphState
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState
@@ -40,13 +41,13 @@ def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     readers = Readers.open(path)
     left = Leftovers(readers)
     if tasks:
-        table = _table("task", "title", "status", "attempts", "took", "created")
+        table = _table("task", "title", "status", "attempts", "took", "created", "")
         for task in list(reversed(readers.tasks()))[:limit]:
-            stands, _ = left.task_status(task)
+            stands, note = left.task_status(task)
             took = duration(task.result.duration) if task.result is not None else ""
-            table.add_row(
-                short(task.id), printable(task.title), state(stands), str(task.attempts), took, moment(task.created_at)
-            )
+            said = note or (why_of_task(task) if stands is TaskStatus.FAILED else "")
+            cells = (short(task.id), printable(task.title), state(stands), str(task.attempts), took)
+            table.add_row(*cells, moment(task.created_at), said)
     else:
         table = _table("graph", "title", "status", "tasks", "took", "created")
         for graph, counts in readers.graphs()[:limit]:
@@ -135,7 +136,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
             *([] if member.is_required else ["optional"]),
             *([f"blocked by {printable(tasks[task.blocked_by].name)}"] if task.blocked_by in tasks else []),
             *([note] if note else []),
-            *([printable(task.error.strip().rpartition("\n")[2])] if task.error else []),
+            *([said] if (said := why_of_task(task)) else []),
         ]
         table.add_row(
             short(task.id),
@@ -199,7 +200,7 @@ def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -
         took = "last heard of after" if status is TaskStatus.INTERRUPTED else "took"
         parts.append(f"{took} {duration(attempt.duration)}")
     if attempt.returncode is not None:
-        parts.append(f"exit code {attempt.returncode}")
+        parts.append(exit_text(attempt.returncode, attempt.reason))
     if attempt.reason not in (None, str(status), "exit_code"):
         parts.append(str(attempt.reason))
     if attempt.error_code not in (None, attempt.reason):

@@ -22,7 +22,7 @@ from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.text import STYLES, console
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
-from ttasks.display import count, duration, printable, short
+from ttasks.display import count, duration, printable, short, why_of_result
 from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
@@ -116,8 +116,10 @@ class Reporter:
         if result is not None and event.type is not TaskEventType.BLOCKED:
             heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
             text += f"{heard} after {duration(result.duration)}"
-        if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
+        if event.type is TaskEventType.FAILED:
+            text += f": {why_of_result(event.error, result)}"
+        elif event.type is TaskEventType.PERSISTENCE_FAILED:
+            text += f": {why_of_result(event.error, None)}"
         return text
 
     def _line(self, event: TaskEvent, text: str, style: str) -> None:
@@ -254,7 +256,7 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    error = printable((task.error or "").strip().rpartition("\n")[2])
-    out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
+    why = why_of_result(task.error, task.result)
+    out.print(Text(f"{name}{optional}: {task.status}: {why}", style=STYLES[str(task.status)]))
     for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
         out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))

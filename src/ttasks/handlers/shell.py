@@ -17,6 +17,7 @@ from typing import Final
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.process import ChildProcess
+from ttasks.state.exits import error_text
 
 ARGUMENT_BYTES_MAX: Final = 100_000
 """Linux refuses arguments of 128 KiB and more (execve(2)); longer scripts go another way."""
@@ -96,7 +97,7 @@ def _run(
             raise
         raise TaskExecutionError(_not_started(shell, context, error)) from error
     if completed.returncode != 0:
-        raise TaskExecutionError(completed.stderr or f"exited with code {completed.returncode}", completed)
+        raise TaskExecutionError(error_text(completed.returncode, completed.stderr), completed)
     return completed
 
 
