@@ -507,7 +507,7 @@ def test_cancel_ends_the_run_of_another_process_and_its_finally_tasks_still_run(
     assert (cancelled.returncode, cancelled.stderr) == (0, "")
     assert cancelled.stdout.startswith(f"asked for: the run of graph {graph} is cancelled")
     assert running.returncode == 1
-    assert "NOT OK: 1 pending, 1 succeeded, 1 cancelled" in printed
+    assert "CANCELLED: 1 pending, 1 succeeded, 1 cancelled" in printed
     assert ttasks.sql("SELECT status, why FROM runs") == [("cancelled", "on request")]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import member
 from ttasks.errors import GraphError
 from ttasks.events.facts import Member
-from ttasks.events.status import TaskStatus
+from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.state.planner import Consequences, Planner, check
 
 PENDING, SUCCEEDED, FAILED = TaskStatus.PENDING, TaskStatus.SUCCEEDED, TaskStatus.FAILED
@@ -560,6 +560,79 @@ def test_any_order_of_ends_gives_a_legal_run(
         if task not in announced and task not in good | bad:
             assert before[task] in (FAILED, BLOCKED, INTERRUPTED), "what is PENDING was run or blocked"
             assert not good.issuperset(place.after)
+
+
+# --- how a run ends --------------------------------------------------------------------------------------------------
+
+SHAPE = (
+    member("a"),
+    member("b", "a"),
+    member("clean", "b", is_finally=True),
+    member("tell", is_finally=True, is_required=False),
+)
+
+
+ALL_WELL = dict.fromkeys(("a", "b", "clean", "tell"), SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "errors", "outcome"),
+    [
+        ({}, (), RunStatus.SUCCEEDED),
+        ({"tell": FAILED}, (), RunStatus.SUCCEEDED),
+        ({"a": FAILED, "b": BLOCKED}, (), RunStatus.FAILED),
+        ({"b": CANCELLED}, (), RunStatus.FAILED),
+        ({"clean": FAILED}, (), RunStatus.FAILED),
+        ({}, ("b",), RunStatus.FAILED),
+    ],
+)
+def test_a_run_ends_as_its_required_tasks_did(
+    changes: dict[str, TaskStatus], errors: tuple[str, ...], outcome: RunStatus
+) -> None:
+    planner = plan(*SHAPE)
+    planner.begin()
+    for task in ALL_WELL:
+        planner.settle(task, succeeded=True)
+    assert planner.outcome({**ALL_WELL, **changes}, errors) is outcome
+    planner.withdraw()
+    assert planner.outcome({**ALL_WELL, **changes}, errors) is outcome, "the cancel came too late"
+
+
+def test_a_run_that_was_cancelled_while_something_was_left_to_do_is_cancelled_unless_all_succeeded() -> None:
+    planner = plan(*SHAPE)
+    planner.begin()
+    planner.start("a")
+    planner.withdraw()
+    assert planner.outcome({**ALL_WELL, "a": CANCELLED, "b": PENDING}, ()) is RunStatus.CANCELLED
+    assert planner.outcome({**ALL_WELL, "clean": FAILED}, ()) is RunStatus.CANCELLED
+    assert planner.outcome(ALL_WELL, ()) is RunStatus.SUCCEEDED
+
+
+def test_what_has_ended_and_is_not_settled_yet_is_not_left_to_do() -> None:
+    for ended, outcome in (({"a"}, RunStatus.FAILED), (set[str](), RunStatus.CANCELLED)):
+        planner = plan(member("a"))
+        planner.begin()
+        planner.start("a")
+        planner.withdraw(ended)
+        planner.settle("a", succeeded=False)
+        assert planner.outcome({"a": FAILED}, ()) is outcome
+
+
+@pytest.mark.parametrize(
+    ("before", "outcome"),
+    [
+        ({"a": CANCELLED, "b": PENDING}, RunStatus.CANCELLED),
+        ({"a": CANCELLED, "b": CANCELLED}, RunStatus.CANCELLED),
+        ({"clean": FAILED}, RunStatus.CANCELLED),
+        ({"tell": CANCELLED, "clean": CANCELLED}, RunStatus.FAILED),
+    ],
+)
+def test_a_cancelled_run_that_is_resumed_is_cancelled_where_its_cancel_left_or_ended_something(
+    before: dict[str, TaskStatus], outcome: RunStatus
+) -> None:
+    planner = plan(*SHAPE, **{**ALL_WELL, **before})
+    planner.begin(is_withdrawn=True)
+    assert planner.outcome({**ALL_WELL, **before}, ()) is outcome
 
 
 # --- refusing a graph -----------------------------------------------------------------------------------------------

@@ -14,13 +14,15 @@ from typing import Final
 
 from rich.text import Text
 
-from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
+from ttasks.cli.app import EXIT_NOT_OK, Hint
 from ttasks.cli.look import find
 from ttasks.cli.run import (
     DEFAULT_WORKERS,
+    Ended,
     Reporter,
     Terminated,
     carry_out,
+    exit_code,
     hear_signals,
     last_words,
     latest_interrupted,
@@ -163,9 +165,9 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
                 ended = _go_on(executor, store, work, handle, run, path, hint)
             except (AlreadyRunningError, SurvivorError) as refusal:  # it keeps no other from going on
                 console(stderr=True).print(f"ttasks: {printable(str(refusal))}")
-                ended = EXIT_NOT_OK
-            status = ended or status
-            if ended == EXIT_CTRL_C:
+                ended = Ended(EXIT_NOT_OK, False)
+            status = ended.code or status
+            if ended.is_stopped:
                 break
         return status
 
@@ -248,7 +250,7 @@ def _go_on(
     run: ResumedRun | ResumedTask,
     path: Path,
     hint: Hint,
-) -> int:
+) -> Ended:
     if isinstance(handle, TaskGraph):
         return carry_out(executor, store, handle, path, hint, run.run, again=f"going on with run {work.run}, ")
     out = console()
@@ -265,11 +267,7 @@ def _go_on(
             go_on = hint(f"resume {short(handle.id)}")
             waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
             out.print(waits if asks else f"Go on with it: {go_on}")
-    if isinstance(stopped_by, Terminated):
-        raise stopped_by
-    if stopped_by is not None:
-        return EXIT_CTRL_C
-    return 0 if handle.is_succeeded else EXIT_NOT_OK
+    return Ended(exit_code(handle.status, stopped_by), stopped_by is not None)
 
 
 def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) -> BaseException | None:
@@ -340,7 +338,7 @@ def retry_graph(
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)
-        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again)
+        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again).code
 
 
 def _named(graph: TaskGraph, name: str) -> Task:

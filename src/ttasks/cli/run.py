@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -43,6 +44,13 @@ CTRL_C: Final = (
     "Ctrl-C again: what runs is stopped at once.",
 )
 """What is said of the first Ctrl-C, and of the second."""
+VERDICTS: Final[Mapping[str, tuple[str, str]]] = {
+    RunStatus.SUCCEEDED: ("OK", "bold green"),
+    RunStatus.FAILED: ("NOT OK", "bold red"),
+    RunStatus.CANCELLED: ("CANCELLED", "bold yellow"),
+    RunStatus.INTERRUPTED: ("INTERRUPTED", "bold yellow"),
+}
+"""The first word about a run that ended, by what is recorded of it. Of one that still runs its runner leaves."""
 COLOR_SYSTEMS: Final = {
     "standard": ColorSystem.STANDARD,
     "256": ColorSystem.EIGHT_BIT,
@@ -186,7 +194,7 @@ def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
                 f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that: "
                 + hint(f"resume {short(left.id)}")
             )
-        return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers))
+        return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers)).code
 
 
 def latest_interrupted(store: SQLiteStore, file: Path) -> Interrupted | None:
@@ -204,30 +212,53 @@ def carry_out(
     start: Callable[[], object],
     *,
     again: str = "",
-) -> int:
-    """Run a graph by `start`, saying what happens; return the exit code. `again` says what is special about it."""
+) -> Ended:
+    """Run a graph by `start`, saying what happens. `again` says what is special about it."""
     started_s = monotonic_s()
+    before = {task.id: (task.status, task.attempts) for task in graph}
     out = console()
     # The handles have what they were given; what is shown of them is what the ledger holds.
     names = {task.id: printable(redacted(task.name, store._redaction(task))) for task in graph}
     title, where = (printable(redacted(text, store._redaction(graph))) for text in (graph.title, str(ledger)))
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
     hear_signals()
+    stopped_by: BaseException | None = None
     with executor.events.subscribed(Reporter(names)):
         try:
             start()
-        except KeyboardInterrupt:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            return EXIT_CTRL_C
-        except Terminated:
-            with last_words():
-                _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            raise
-    _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-    return 0 if graph.ok else EXIT_NOT_OK
+        except (KeyboardInterrupt, Terminated) as interruption:
+            stopped_by = interruption
+    with last_words() if isinstance(stopped_by, Terminated) else contextlib.nullcontext():
+        _summarise(graph, names, before, store._readers, monotonic_s() - started_s, hint)
+    return Ended(exit_code(graph.run_status, stopped_by), stopped_by is not None)
 
 
-def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, seconds: float, hint: Hint) -> None:
+@dataclass(frozen=True)
+class Ended:
+    """How one of the things ended that a command runs: its exit code, and whether a signal asked to run no more."""
+
+    code: int
+    is_stopped: bool
+
+
+def exit_code(status: RunStatus | TaskStatus | None, stopped_by: BaseException | None) -> int:
+    """Return the exit code for what is recorded of a run or task; a signal only counts where it cut that short."""
+    if status == RunStatus.SUCCEEDED:
+        return 0
+    if status == RunStatus.FAILED or stopped_by is None:
+        return EXIT_NOT_OK
+    return stopped_by.args[0] if isinstance(stopped_by, Terminated) else EXIT_CTRL_C
+
+
+def _summarise(
+    graph: TaskGraph,
+    names: Mapping[str, str],
+    before: Mapping[str, tuple[TaskStatus, int]],
+    readers: Readers,
+    seconds: float,
+    hint: Hint,
+) -> None:
+    """Say how a run ended. `before` has the status and the number of attempts of each task before it went on."""
     out = console()
     out.print()
     for task in graph:
@@ -236,10 +267,13 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     for task in graph.blocked:
         cause = names.get(task.blocked_by or "", "another task")
         out.print(Text(f"{names[task.id]}: blocked by {cause}", "magenta"))
-    counts = Counter(task.status for task in graph)
-    parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
-    verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
-    out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
+    kept = {task.id for task in graph if before[task.id] == (task.status, task.attempts) and _is_over(task)}
+    now = _counted(task for task in graph if task.id not in kept) or "nothing was left to do"
+    earlier = _counted(task for task in graph if task.id in kept)
+    verdict = VERDICTS.get(graph.run_status or "", VERDICTS[RunStatus.INTERRUPTED])
+    out.print(
+        Text.assemble(verdict, f": {now} in {duration(seconds)}", f"; kept from before: {earlier}" if earlier else "")
+    )
     asking = [task for task in graph if reconcile(task._view, is_alive=False).then is Then.PERSON]
     for task in asking:
         decide = hint(f"resolve {short(task.id)} --rerun")
@@ -251,6 +285,15 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     elif not graph.ok:
         out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}{again}')}")
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
+
+
+def _is_over(task: Task) -> bool:
+    return task.status not in (TaskStatus.PENDING, TaskStatus.INTERRUPTED)
+
+
+def _counted(tasks: Iterable[Task]) -> str:
+    counts = Counter(task.status for task in tasks)
+    return ", ".join(f"{counts[status]} {status}" for status in TaskStatus if counts[status])
 
 
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from ttasks.errors import GraphError
 from ttasks.events.facts import Member
-from ttasks.events.status import TaskStatus
+from ttasks.events.status import RunStatus, TaskStatus
 
 
 class _Settled(Enum):
@@ -75,6 +75,7 @@ class Planner:
         self._promised: set[str] = set()
         self._unrecorded: set[str] = set()  # blocked, but the ledger does not say so yet
         self._is_withdrawn = False
+        self._is_cut_short = False
 
     @property
     def is_finished(self) -> bool:
@@ -88,6 +89,11 @@ class Planner:
             is_withdrawn: the run is resumed after it was cancelled: only finally tasks may start.
         """
         if is_withdrawn:
+            cancelled = (
+                self._before[task] is TaskStatus.CANCELLED and not self._members[task].is_finally
+                for task in self._members
+            )
+            self._is_cut_short = not self.is_finished or any(cancelled)
             self._give_up()
         consequences = self._spread(list(self._settled))
         roots = [task for task, member in self._members.items() if not member.after and not self._is_known(task)]
@@ -113,9 +119,29 @@ class Planner:
                 quiet.append(task)
         return sorted(self._quieten(quiet), key=self._place.__getitem__)
 
-    def withdraw(self) -> Consequences:
-        """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled."""
+    def withdraw(self, ended: Collection[str] = ()) -> Consequences:
+        """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled.
+
+        Args:
+            ended: tasks that have come to an end, though `settle` was not told yet.
+        """
+        self._is_cut_short = any(task not in self._settled and task not in ended for task in self._members)
         return self._spread(self._give_up())
+
+    def outcome(self, statuses: Mapping[str, TaskStatus], errors: Collection[str]) -> RunStatus:
+        """Return how the run ends: the one rule that decides who wins where a cancel meets the end of a run.
+
+        A run whose required tasks have all succeeded has SUCCEEDED. Any other run is CANCELLED where it was withdrawn
+        while something was left to do. A cancel that comes later changes nothing.
+
+        Args:
+            statuses: where each task stands now that all is over.
+            errors: the tasks that something was raised for.
+        """
+        required = (task for task, member in self._members.items() if member.is_required)
+        if all(statuses[task] is TaskStatus.SUCCEEDED and task not in errors for task in required):
+            return RunStatus.SUCCEEDED
+        return RunStatus.CANCELLED if self._is_cut_short else RunStatus.FAILED
 
     def _give_up(self) -> list[str]:
         given_up = [
