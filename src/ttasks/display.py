@@ -12,6 +12,7 @@ from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.model.result import TaskResult
 from ttasks.state.exits import exit_text as exit_text  # for templates
 from ttasks.state.exits import why
+from ttasks.state.reconcile import WAITING
 from ttasks.state.task import AttemptState, TaskState
 
 _JOINERS: Final = "\u200d\ufe0f"
@@ -22,8 +23,9 @@ LOOKS_LIKE: Final = {
     "aborted": "cancelled",
     "unknown": "interrupted",
     "unanswered": "interrupted",
+    WAITING: "running",
 }
-"""How words that only agents' tool calls and requests have look: as a task that stands like that."""
+"""How words look that are no status of a task, such as those of agents' tool calls: as a task that stands like that."""
 _SUBJECTS: Final = ("command", "pattern", "query", "path", "file_path", "url", "prompt")
 """Which argument of a tool says best what it was called for, by the tools that there are."""
 

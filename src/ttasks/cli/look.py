@@ -22,6 +22,7 @@ from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
 from ttasks.state.exits import exit_text
 from ttasks.state.graph import GraphState
+from ttasks.state.reconcile import WAITING
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState
 from ttasks.stores.interrupted import Leftovers
@@ -52,9 +53,8 @@ def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
         table = _table("graph", "title", "status", "tasks", "took", "created")
         for graph, counts in readers.graphs()[:limit]:
             status, took = _graph_status(readers, left, graph)
-            if status == "interrupted" and TaskStatus.RUNNING in counts:  # nobody runs them any more
-                counts[TaskStatus.INTERRUPTED] = counts.pop(TaskStatus.RUNNING) + counts.get(TaskStatus.INTERRUPTED, 0)
-            parts = ", ".join(f"{counts[each]} {each}" for each in TaskStatus if each in counts)
+            counts = left.counts(status, counts)
+            parts = ", ".join(f"{counts[each]} {each}" for each in (*TaskStatus, WAITING) if each in counts)
             table.add_row(short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at))
     console().print(table)
 
@@ -194,7 +194,7 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _print_output(readers, task_id, latest.attempt, whole=whole_output)
 
 
-def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -> str:
+def _attempt_line(readers: Readers, attempt: AttemptState, status: str) -> str:
     parts = [f"{status}, started {moment(attempt.started_at)}"]
     if attempt.duration is not None:
         took = "last heard of after" if status is TaskStatus.INTERRUPTED else "took"

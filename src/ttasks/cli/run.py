@@ -126,6 +126,9 @@ class Reporter:
             text += f"{heard} after {duration(result.duration)}"
         if event.type is TaskEventType.FAILED:
             text += f": {why_of_result(event.error, result)}"
+            due = event.task._view.retry_due_at
+            if due is not None:
+                text += f"; trying again in {duration(max((due - event.timestamp).total_seconds(), 0))}"
         elif event.type is TaskEventType.PERSISTENCE_FAILED:
             text += f": {why_of_result(event.error, None)}"
         return text
@@ -292,7 +295,8 @@ def _is_over(task: Task) -> bool:
 
 
 def _counted(tasks: Iterable[Task]) -> str:
-    counts = Counter(task.status for task in tasks)
+    # The run has ended, so nobody waits for a retry any more.
+    counts = Counter(TaskStatus.INTERRUPTED if task._view.retry_due_at is not None else task.status for task in tasks)
     return ", ".join(f"{counts[status]} {status}" for status in TaskStatus if counts[status])
 
 

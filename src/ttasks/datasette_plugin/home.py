@@ -16,7 +16,7 @@ from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log import checked
 from ttasks.log.checked import Checked
 from ttasks.log.projection import select
-from ttasks.log.reading import in_one_view
+from ttasks.log.reading import STANDS, in_one_view
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
@@ -50,7 +50,7 @@ class LatestAttempt:
 
     attempt: AttemptState
     task: TaskState
-    status: TaskStatus
+    status: str
     runner: RunnerState | None
 
 
@@ -136,7 +136,7 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
     ids = list(dict.fromkeys(run.graph_id for run in runs))
     places = ", ".join("?" * len(ids))
     counted = (
-        "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id"  # noqa: S608
+        f"SELECT graph_id, {STANDS}, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id"  # noqa: S608
         f" WHERE graph_id IN ({places}) GROUP BY 1, 2"
     )
 
@@ -155,9 +155,7 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
         status = left.run_status(run)
         end = run.finished_at or (clock.now() if status is RunStatus.RUNNING else None)
         seconds = (end - run.started_at).total_seconds() if end is not None else None
-        of_tasks = dict(counts.get(graph.id, {})) if run.run == graph.runs else {}
-        if status is RunStatus.INTERRUPTED and "running" in of_tasks:  # nobody runs them any more
-            of_tasks["interrupted"] = of_tasks.pop("running") + of_tasks.get("interrupted", 0)
+        of_tasks = left.counts(status, counts.get(graph.id, {})) if run.run == graph.runs else {}
         told.append(LatestRun(run, graph, status, seconds, of_tasks, ledger.readers.runner(run.runner)))
     return told
 
@@ -199,7 +197,8 @@ def _attempts(ledger: Ledger, left: Leftovers, wanted: Sequence[tuple[str, int, 
 def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int]:
     """Return the tasks that failed last since then, with the attempt they ended with, and how many there are."""
     query = (
-        "SELECT id, count(*) OVER () FROM tasks WHERE status = 'failed' AND is_deleted = 0 AND result_finished_at >= ?"
+        "SELECT id, count(*) OVER () FROM tasks WHERE status = 'failed' AND retry_due_at IS NULL AND is_deleted = 0"
+        " AND result_finished_at >= ?"
         " ORDER BY result_finished_at DESC LIMIT ?"
     )
     parameters = [iso(since), LATEST_FAILURES]

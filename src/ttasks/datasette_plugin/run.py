@@ -43,7 +43,7 @@ class TaskOfRun:
 
     task: TaskState
     member: Member
-    status: TaskStatus
+    status: str
     note: str
     attempts: Sequence[AttemptState]
     ready_at: datetime | None

@@ -37,6 +37,7 @@ NEIGHBOURS_MAX: Final = 50
 
 _ENDS: Final = tuple(each.__name__ for each in AttemptEnd.__subclasses__())
 _DECISIONS: Final = (TaskResolved.__name__, TaskCancelRequested.__name__)
+_NEVER_LEFT: Final = (TaskStatus.PENDING, TaskStatus.SUCCEEDED, TaskStatus.CANCELLED, TaskStatus.BLOCKED)
 _SETTLED: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.BLOCKED)
 
 
@@ -66,7 +67,7 @@ class Named:
 
     id: str
     title: str
-    status: TaskStatus
+    status: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class ShownAttempt:
     """An attempt as the page shows it."""
 
     attempt: AttemptState
-    status: TaskStatus
+    status: str
     seconds: float | None
     runner: RunnerState | None
 
@@ -169,7 +170,7 @@ def _task(readers: Readers, asked: Asked) -> TaskState:
     return task
 
 
-def _token(task: TaskState, status: TaskStatus) -> str | None:
+def _token(task: TaskState, status: str) -> str | None:
     return None if status in _SETTLED and not task.is_owned else f"{task.version} {status}"
 
 
@@ -192,7 +193,7 @@ def _chosen(readers: Readers, task: TaskState, asked: Asked) -> tuple[int | None
     return wanted, attempts
 
 
-def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: TaskStatus) -> ShownAttempt:
+def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: str) -> ShownAttempt:
     is_running = attempt.status is TaskStatus.RUNNING
     is_left = is_running and status is TaskStatus.INTERRUPTED and attempt.attempt == task.attempts
     seconds = (clock.now() - attempt.started_at).total_seconds() if is_running and not is_left else attempt.duration
@@ -261,7 +262,7 @@ def _standing(readers: Readers, left: Leftovers, tasks: Sequence[Named]) -> list
     """Return them as they stand: what is recorded as running may have been left by a runner that is gone."""
     return [
         replace(each, status=left.task_status(task)[0])
-        if each.status not in _SETTLED and (task := readers.task(each.id)) is not None
+        if each.status not in _NEVER_LEFT and (task := readers.task(each.id)) is not None
         else each
         for each in tasks
     ]

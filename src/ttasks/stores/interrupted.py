@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
 from ttasks.errors import NotFoundError
@@ -13,7 +13,7 @@ from ttasks.log.reading import Readers
 from ttasks.log.replay import Past
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state.graph import GraphState, RunState
-from ttasks.state.reconcile import Claim, Then, claim, reconcile
+from ttasks.state.reconcile import WAITING, Claim, Then, claim, reconcile
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.recovery import gone
 
@@ -70,9 +70,25 @@ class Leftovers:
         """Return where a run stands, as far as this host can tell."""
         return RunStatus.INTERRUPTED if self.is_interrupted(run) else run.status
 
-    def task_status(self, task: TaskState) -> tuple[TaskStatus, str]:
-        """Return where a task stands, as far as this host can tell, and what there is to say about that."""
+    def counts(self, status: RunStatus | str, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return how many tasks of a run stand where: in one that was interrupted nobody runs, or waits for, any."""
+        told = dict(counts)
+        if status == RunStatus.INTERRUPTED:
+            for claimed in (TaskStatus.RUNNING, WAITING):
+                left = told.pop(claimed, 0)
+                if left:
+                    told[TaskStatus.INTERRUPTED] = told.get(TaskStatus.INTERRUPTED, 0) + left
+        return told
+
+    def task_status(self, task: TaskState) -> tuple[str, str]:
+        """Return where a task stands, as far as this host can tell, and what there is to say about that.
+
+        It is a `TaskStatus`, or `WAITING` for a task that waits for its retry.
+        """
         if not self.is_left(task):
+            if task.retry_due_at is not None:
+                due = task.retry_due_at.astimezone().strftime("%H:%M:%S")
+                return WAITING, f"attempt {task.attempts} failed, the next is due at {due}"
             return task.status, ""
         note = "it waits for a person" if self.then(task) is Then.PERSON else ""
         if claim(task) is Claim.INTERRUPTED:
