@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -34,7 +33,7 @@ from ttasks.model.interrupted import Interrupted
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
-from ttasks.state.reconcile import Then, reconcile
+from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.ledger import SQLiteStore
 
 DEFAULT_WORKERS: Final = 4
@@ -277,16 +276,9 @@ def _summarise(
     out.print(
         Text.assemble(verdict, f": {now} in {duration(seconds)}", f"; kept from before: {earlier}" if earlier else "")
     )
-    asking = [task for task in graph if reconcile(task._view, is_alive=False).then is Then.PERSON]
-    for task in asking:
-        decide = hint(f"resolve {short(task.id)} --rerun")
-        out.print(f"{names[task.id]} waits for a person: {decide}  (or --succeeded, or --failed)")
-    withheld = {name for task in graph if not task.is_succeeded for name in task._view.env_digests or ()}
-    again = "".join(f" --env {shlex.quote(name)}" for name in sorted(withheld))
-    if graph.run_status is RunStatus.INTERRUPTED:
-        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}{again}')}")
-    elif not graph.ok:
-        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}{again}')}")
+    for step in Leftovers(readers).steps_of_graph(graph.id):
+        what = f"{names[step.id]} waits for a person" if step.verb == "resolve" else step.why
+        out.print(f"{what}: {hint.step(step)}")
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 

@@ -56,11 +56,10 @@ class LatestAttempt:
 
 @dataclass(frozen=True)
 class Left:
-    """Something that was interrupted, and the command that goes on with it."""
+    """Something that was interrupted, and what a person can do about it: what a command does, and the command."""
 
     work: Interrupted
-    command: str
-    asking: Sequence[tuple[str, str]]
+    steps: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "running": _running(ledger, left, runs),
         "running_tasks": running_tasks,
         "tasks": latest_tasks,
-        "interrupted": [_left(ledger, work) for work in interrupted],
-        "owed": _owed(ledger, left.owed(), interrupted),
+        "interrupted": [_left(ledger, left, work) for work in interrupted],
+        "owed": _owed(left, ledger, interrupted),
         "failures": failures,
         "titles": _titles(ledger, [each.attempt.graph for each in failures]),
         "failed": failed,
@@ -227,14 +226,25 @@ def _last_check(ledger: Ledger, position: int) -> LastCheck | None:
     return LastCheck(noted, found is not None and found[0] == bytes.fromhex(noted.head), position - noted.position)
 
 
-def _left(ledger: Ledger, work: Interrupted) -> Left:
-    asking = [(task_id, ledger.command(f"resolve {task_id} --rerun")) for task_id in work.asking]
-    return Left(work, ledger.command(f"resume {work.id}"), asking)
+def _left(ledger: Ledger, left: Leftovers, work: Interrupted) -> Left:
+    if work.kind == "graph":
+        steps = left.steps_of_graph(work.id)
+    else:
+        task = ledger.readers.task(work.id)
+        steps = left.steps_of_task(task) if task is not None else []
+    found = ledger.readers.graph_with_tasks(work.id) if work.kind == "graph" else None
+    names = {id_: task.name for id_, task in found[1].items()} if found is not None else {work.id: work.title}
+    return Left(work, [ledger.step(step, names) for step in steps])
 
 
-def _owed(ledger: Ledger, owed: Sequence[Owed], interrupted: Sequence[Interrupted]) -> list[tuple[Owed, str]]:
-    """Return the finally tasks that are owed by runs that are not told as interrupted."""
-    told = {task_id for work in interrupted for task_id in work.owed}
-    return [
-        (each, ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed if each.task_id not in told
-    ]
+def _owed(
+    left: Leftovers, ledger: Ledger, interrupted: Sequence[Interrupted]
+) -> list[tuple[Owed, list[tuple[str, str]]]]:
+    """Return the finally tasks that are owed and are not told as interrupted, each with its steps."""
+    told = {task_id for work in interrupted for task_id in (work.id, *work.owed)}
+    found = []
+    for owed in left.owed():
+        task = ledger.readers.task(owed.task_id)
+        if task is not None and owed.task_id not in told:
+            found.append((owed, [ledger.step(step, {task.id: task.name}) for step in left.steps_of_task(task)]))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -14,10 +14,12 @@ from weakref import WeakKeyDictionary
 
 from datasette.utils import tilde_encode
 
+from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError, TtasksError
 from ttasks.log import files
 from ttasks.log.projection import TABLES
 from ttasks.log.reading import Readers
+from ttasks.state.next_steps import Step
 
 ROOT: Final = "/-/ttasks"
 VISIBLE: Final = ("events", *TABLES)
@@ -75,6 +77,14 @@ class Ledger:
     def command(self, words: str) -> str:
         """Return the command line of ttasks that says `words` to this ledger."""
         return f"ttasks {words} --ledger {quote(str(self.path))}"
+
+    def step(self, step: Step, names: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Return what a step does, and its command; `names` are those of tasks, by id."""
+        what = step.why
+        if step.verb == "resolve":
+            of = printable((names or {}).get(step.id, "")) or "it"
+            what = f"Decide what {of} counts as (or {', or '.join(step.alternatives)})"
+        return what, self.command(step.words())
 
 
 def is_ledger_of_any_version(database: Any) -> bool:

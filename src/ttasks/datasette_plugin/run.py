@@ -23,7 +23,6 @@ from ttasks.log.reading import Readers, in_one_view
 from ttasks.log.replay import Past
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
-from ttasks.state.reconcile import Then
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.interrupted import Leftovers
 
@@ -301,26 +300,10 @@ def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:
 
 def _commands(ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun]) -> list[tuple[str, str]]:
     """Return what a person may do next: (what it does, the command)."""
-    if not shown.is_latest or shown.graph.is_deleted:
+    if not shown.is_latest:
         return []
-    command, id_ = ledger.command, shown.graph.id
-    asking = [each for each in members if each.status is TaskStatus.INTERRUPTED and _asks(shown, each)]
-    commands = [
-        (f"Decide what {printable(each.task.name)} counts as (or --succeeded, or --failed)",
-         command(f"resolve {each.task.id} --rerun"))
-        for each in asking
-    ]  # fmt: skip
-    if shown.status is RunStatus.INTERRUPTED:
-        commands.append(("Go on with it", command(f"resume {id_}")))
-    elif shown.status in (RunStatus.FAILED, RunStatus.CANCELLED):
-        commands.append(("Carry on where it ended, as a new graph", command(f"retry {id_}")))
-    elif shown.status is RunStatus.RUNNING:
-        commands.append(("Cancel it", command(f"cancel {id_}")))
-    return commands
-
-
-def _asks(shown: _Shown, each: TaskOfRun) -> bool:
-    return shown.left.then(each.task) is Then.PERSON
+    names = {each.task.id: each.task.name for each in members}
+    return [ledger.step(step, names) for step in shown.left.steps_of_graph(shown.graph.id)]
 
 
 def _history(ledger: Ledger, shown: _Shown) -> list[Any]:

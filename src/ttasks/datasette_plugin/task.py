@@ -24,7 +24,6 @@ from ttasks.events.status import TaskStatus, TaskType
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import CHANGING_NOTHING, Readers, in_one_view
 from ttasks.state import rows
-from ttasks.state.reconcile import Then
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.interrupted import Leftovers
@@ -120,7 +119,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "task": task,
         "status": status,
         "note": note,
-        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED and not task.is_deleted else [],
+        "go_on": [ledger.step(step, {task.id: "it"}) for step in left.steps_of_task(task)],
         "payload": Block.of(task.payload),
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
@@ -198,22 +197,6 @@ def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: str
     is_left = is_running and status is TaskStatus.INTERRUPTED and attempt.attempt == task.attempts
     seconds = (clock.now() - attempt.started_at).total_seconds() if is_running and not is_left else attempt.duration
     return ShownAttempt(attempt, status if is_left else attempt.status, seconds, readers.runner(attempt.runner))
-
-
-def _go_on(ledger: Ledger, left: Leftovers, task: TaskState) -> list[tuple[str, str]]:
-    """Return how a person goes on with what is left of a task: what a command does, and the command."""
-    if left.then(task) is Then.PERSON:
-        return [
-            ("It did what it was to do", ledger.command(f"resolve {task.id} --succeeded")),
-            ("It did not", ledger.command(f"resolve {task.id} --failed")),
-            ("Run it again", ledger.command(f"resolve {task.id} --rerun")),
-        ]
-    for work in left.interrupted():
-        if task.id in (work.id, *work.running):
-            what = "Go on with its run" if work.kind == "graph" else "Go on with it"
-            return [(what, ledger.command(f"resume {work.id}"))]
-    owed = [each for each in left.owed() if each.task_id == task.id]
-    return [("Run it: it is owed", ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed]
 
 
 def _decisions(readers: Readers, task_id: str) -> list[RecordedEvent]:

@@ -12,7 +12,9 @@ from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
 from ttasks.log.replay import Past
 from ttasks.model.interrupted import Interrupted, Owed
+from ttasks.state import next_steps
 from ttasks.state.graph import GraphState, RunState
+from ttasks.state.next_steps import Step
 from ttasks.state.reconcile import WAITING, Claim, Then, claim, reconcile
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.recovery import gone
@@ -42,6 +44,28 @@ class Leftovers:
                     asks = self.then(task) is Then.PERSON
                     found.append(Owed(graph.id, task.id, task.title, asks))
         return found
+
+    def steps_of_graph(self, graph_id: str) -> list[Step]:
+        """Return what a person can do next about a graph and its tasks; nothing for one that was deleted."""
+        found = self._readers.graph_with_tasks(graph_id)
+        if found is None or found[0].is_deleted:
+            return []
+        graph, tasks = found
+        runs = self._readers.runs(graph_id, newest_first=True, limit=1)
+        status = self.run_status(runs[0]) if runs else None
+        is_cancelled = bool(runs) and runs[0].cancel_requested_by is not None
+        left = {id_ for id_ in graph.members if not tasks[id_].is_deleted and self.is_left(tasks[id_])}
+        return next_steps.for_graph(graph_id, status, graph.members, tasks, left, is_cancelled=is_cancelled)
+
+    def steps_of_task(self, task: TaskState) -> list[Step]:
+        """Return what a person can do next about a task that was left, and about its graph; nothing for any other."""
+        if task.is_deleted or not self.is_left(task):
+            return []
+        latest = next(iter(self._readers.attempts(task.id)[-1:]), None)
+        graph_id = latest.graph if latest is not None else None
+        if graph_id is not None and (steps := self.steps_of_graph(graph_id)):
+            return next_steps.of_task(steps, task.id, graph_id)
+        return next_steps.for_task(task)
 
     def is_interrupted(self, run: RunState) -> bool:
         """True for a run that is recorded as interrupted, or that nobody runs any more."""
