@@ -74,7 +74,6 @@ def check(path: Path, folder: Path) -> None:
     )
     listed = said(ttasks(path, "resume", "--list")[1])
     steps = on_page(page.text)
-    print(listed, steps)
     assert [step for step in on_page(home.text) if not step.startswith("verify")] == listed
     assert set(listed) <= set(steps)
     if graph.run_status in ("running", "interrupted"):

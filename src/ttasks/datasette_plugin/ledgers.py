@@ -80,10 +80,12 @@ class Ledger:
 
     def step(self, step: Step, names: Mapping[str, str] | None = None) -> tuple[str, str]:
         """Return what a step does, and its command; `names` are those of tasks, by id."""
+        of = printable((names or {}).get(step.id, "")) or "it"
         what = step.why
         if step.verb == "resolve":
-            of = printable((names or {}).get(step.id, "")) or "it"
             what = f"Decide what {of} counts as (or {', or '.join(step.alternatives)})"
+        elif step.verb == "resume":
+            what = f"Go on with {of}"
         return what, self.command(step.words())
 
 

@@ -40,6 +40,7 @@ def for_graph(
     members: Mapping[str, Member],
     tasks: Mapping[str, TaskState],
     left: Collection[str],
+    errors: Collection[str],
     *,
     is_cancelled: bool,
 ) -> list[Step]:
@@ -51,6 +52,7 @@ def for_graph(
         members: its tasks' places in it.
         tasks: its tasks.
         left: those of them that nobody runs though they have not come to an end.
+        errors: those of them that have an error of the latest run.
         is_cancelled: a cancel of the latest run was asked for.
     """
     is_open = status is RunStatus.INTERRUPTED
@@ -68,18 +70,20 @@ def for_graph(
             again.append(_resume(task))
     places = [(member, tasks[member.task]) for member in members.values()]
     if is_open:
-        why = "Run what is owed, and close it as cancelled" if is_cancelled else "Go on with it"
         to_run = [
             task
             for member, task in places
             if (task.status is TaskStatus.PENDING or task.id in left) and (member.is_finally or not is_cancelled)
         ]
-        steps.append(Step("resume", graph_id, why, _given_again(to_run)))
+        steps.append(Step("resume", graph_id, "Go on with it", _given_again(to_run)))
     elif status is RunStatus.RUNNING:
         steps.append(Step("cancel", graph_id, "Cancel it"))
     else:
         steps += again
-    if status in (RunStatus.FAILED, RunStatus.CANCELLED):
+    is_ok = all(
+        task.status is TaskStatus.SUCCEEDED and task.id not in errors for member, task in places if member.is_required
+    )
+    if status in (RunStatus.FAILED, RunStatus.CANCELLED) and not is_ok:
         to_run = [task for member, task in places if member.is_finally or task.status is not TaskStatus.SUCCEEDED]
         steps.append(Step("retry", graph_id, "Carry on", _given_again(to_run)))
     return steps
@@ -104,7 +108,7 @@ def _resolve(task: TaskState) -> Step:
 
 
 def _resume(task: TaskState) -> Step:
-    return Step("resume", task.id, "Run it again, by itself", _given_again([task]))
+    return Step("resume", task.id, "Go on with it", _given_again([task]))
 
 
 def _given_again(tasks: Iterable[TaskState]) -> tuple[str, ...]:

@@ -55,7 +55,9 @@ class Leftovers:
         status = self.run_status(runs[0]) if runs else None
         is_cancelled = bool(runs) and runs[0].cancel_requested_by is not None
         left = {id_ for id_ in graph.members if not tasks[id_].is_deleted and self.is_left(tasks[id_])}
-        return next_steps.for_graph(graph_id, status, graph.members, tasks, left, is_cancelled=is_cancelled)
+        return next_steps.for_graph(
+            graph_id, status, graph.members, tasks, left, graph.errors.keys(), is_cancelled=is_cancelled
+        )
 
     def steps_of_task(self, task: TaskState) -> list[Step]:
         """Return what a person can do next about a task that was left, and about its graph; nothing for any other."""
