@@ -12,6 +12,7 @@ from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.model.result import TaskResult
 from ttasks.state.exits import exit_text as exit_text  # for templates
 from ttasks.state.exits import why
+from ttasks.state.graph import RunState
 from ttasks.state.reconcile import WAITING
 from ttasks.state.task import AttemptState, TaskState
 
@@ -76,6 +77,7 @@ def duration(seconds: float | None) -> str:
     """Return a duration as people say it: ``42 ms``, ``1.27 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds is None:
         return ""
+    seconds = max(seconds, 0.0)  # a tool call's is the difference of two times of a calendar
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -84,6 +86,23 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def between(begin: datetime, end: datetime) -> float:
+    """Return the seconds between two times of a calendar; 0 where its clock was set back in between."""
+    return max((end - begin).total_seconds(), 0.0)
+
+
+def took(run: RunState, now: datetime | None = None) -> float | None:
+    """Return how many seconds a run took: as its runners measured it, else by the times of its start and end.
+
+    `now` is given for a run that goes on. None: it goes on, or it is not known when it ended.
+    """
+    if now is not None:
+        return between(run.started_at, now)
+    if run.finished_at is None:
+        return None
+    return run.duration if run.duration is not None else between(run.started_at, run.finished_at)
 
 
 def moment(at: datetime | None) -> str:

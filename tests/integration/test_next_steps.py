@@ -79,7 +79,7 @@ def check(path: Path, folder: Path) -> None:
     if graph.run_status in ("running", "interrupted"):
         assert listed == steps
     for task, answer in zip(tasks, of_tasks, strict=True):
-        of_task = on_page(answer.text)
+        of_task = [step for step in on_page(answer.text) if not step.startswith("resolve") or "--rerun" in step]
         assert set(of_task) <= set(steps)
         assert {step for step in steps if task.id[-8:] in step} <= set(of_task)
     for number, step in enumerate(steps):

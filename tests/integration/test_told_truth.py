@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import sqlite3
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from commands import Command
 from pages import get_all
+from ttasks import RetryPolicy, SQLiteStore, Task, TaskContext, TaskExecutor, TaskGraph, TaskType, clock
+from ttasks.cli.app import command as cli
 
 
 @pytest.fixture
@@ -94,3 +100,43 @@ def test_after_ctrl_c_the_summary_says_cancelled(command: Command) -> None:
     code, printed = running.end(signal.SIGINT)
     assert (code, verdict(printed)) == (130, "CANCELLED: 1 pending, 1 cancelled")
     assert command.sql("SELECT status FROM runs") == [("cancelled",)]
+
+
+def test_no_duration_is_negative_after_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes back by an hour in the middle of a run, and between an attempt and its retry."""
+    path, now, back = tmp_path / "ledger.db", clock.now, timedelta()
+    monkeypatch.setattr(clock, "now", lambda: now() - back)
+
+    def handle(context: TaskContext) -> None:
+        nonlocal back
+        back += timedelta(hours=1)
+        if context.attempt == 1:
+            raise ValueError("as told")
+
+    graph = TaskGraph(title="g")
+    graph.add(Task.bash("x", title="x"), retry_policy=RetryPolicy(2))
+    with SQLiteStore(path) as store, TaskExecutor.empty(store) as executor:
+        executor.register(TaskType.BASH, handle)
+        assert graph.run(executor).ok
+        (run,) = store.runs
+        assert run.finished_at is not None and run.finished_at < run.started_at
+        assert run.duration is not None and run.duration >= 0
+        (task,) = graph
+    for column in ("duration", None):  # as it was recorded, and as a ledger of an older format has it
+        if column is None:
+            with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("UPDATE runs SET duration = NULL")
+        for words in (["ls"], ["show"], ["ls", "--tasks"], ["show", task.id]):
+            printed = CliRunner().invoke(cli, [*words, "--ledger", str(path)]).output
+            assert re.search(r"\d m?s\b", printed)
+            assert not re.search(r"-\d+(\.\d+)? (m?s|min)\b", printed)
+        addresses = (
+            "/-/ttasks/ledger",
+            f"graph/{graph.id}",
+            f"task/{task.id}",
+            "/ledger/runs_per_day?since=2020-01-01",
+        )
+        for page in get_all(path, *addresses):
+            assert page.status == 200
+            assert not re.search(r"-\d+(\.\d+)? (m?s|min|h)\b", page.seen)
+            assert not re.search(r'title="-\d', page.text)

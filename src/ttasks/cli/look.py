@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
-from ttasks.display import count, duration, moment, printable, short, why_of_task
+from ttasks.display import count, duration, moment, printable, short, took, why_of_task
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import FACT_TYPES, encode, iso
 from ttasks.events.envelope import RecordedEvent
@@ -64,8 +64,7 @@ def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple
     if graph.run_status is None:
         return "pending", ""
     run = readers.runs(graph.id, newest_first=True, limit=1)[0]
-    took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
-    return left.run_status(run), took
+    return left.run_status(run), duration(took(run))
 
 
 def find(readers: Readers, part: str | None) -> tuple[str, str]:

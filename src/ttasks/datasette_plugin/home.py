@@ -11,6 +11,7 @@ from typing import Any, Final
 from ttasks import clock
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.display import took
 from ttasks.events.codec import iso
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log import checked
@@ -152,8 +153,7 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
     for run in runs:
         graph = graphs[run.graph_id]
         status = left.run_status(run)
-        end = run.finished_at or (clock.now() if status is RunStatus.RUNNING else None)
-        seconds = (end - run.started_at).total_seconds() if end is not None else None
+        seconds = took(run, clock.now() if status is RunStatus.RUNNING else None)
         of_tasks = left.counts(status, counts.get(graph.id, {})) if run.run == graph.runs else {}
         told.append(LatestRun(run, graph, status, seconds, of_tasks, ledger.readers.runner(run.runner)))
     return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final, TypeVar
@@ -65,6 +65,13 @@ class Links:
         return f"{self.of_tables}/{name}" + (f"?{urlencode(where)}" if where else "")
 
 
+_ANSWERS: Final = {
+    "--rerun": "Run it again",
+    "--succeeded": "It did what it was to do",
+    "--failed": "It did not",
+}
+
+
 @dataclass(frozen=True)
 class Ledger:
     """A ledger that Datasette serves: `name` is that of its database."""
@@ -77,6 +84,13 @@ class Ledger:
     def command(self, words: str) -> str:
         """Return the command line of ttasks that says `words` to this ledger."""
         return f"ttasks {words} --ledger {quote(str(self.path))}"
+
+    def choices(self, step: Step) -> list[tuple[str, str]]:
+        """Return what each way to take a step does, and its command."""
+        if step.verb != "resolve":
+            return [self.step(step)]
+        ways = {option: replace(step, options=(option,)) for option in (*step.options, *step.alternatives)}
+        return [(_ANSWERS[option], self.command(way.words())) for option, way in ways.items()]
 
     def step(self, step: Step, names: Mapping[str, str] | None = None) -> tuple[str, str]:
         """Return what a step does, and its command; `names` are those of tasks, by id."""

@@ -13,7 +13,11 @@ _SINCE: Final = "coalesce(replace(nullif(trim(:since), ''), ' ', 'T'), replace(d
 _UNTIL: Final = "coalesce(replace(nullif(trim(:until), ''), ' ', 'T'), '9999') || 'z'"
 """Until when, all of the day, hour or minute that is named. A ``z`` sorts after all that can follow in a time."""
 _ENDED: Final = "('succeeded', 'failed', 'cancelled', 'blocked')"
-_SECONDS: Final = "(julianday(runs.finished_at) - julianday(runs.started_at)) * 86400"
+_SECONDS: Final = (
+    "coalesce(CASE WHEN runs.finished_at IS NOT NULL THEN runs.duration END,"
+    " max((julianday(runs.finished_at) - julianday(runs.started_at)) * 86400, 0))"
+)
+"""How long a run took: as its runners measured it, else by the calendar, but never less than 0."""
 
 
 def _like(parameter: str) -> str:

@@ -16,7 +16,7 @@ from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import Output, Part, Point
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block
-from ttasks.display import printable, short
+from ttasks.display import between, printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import AttemptEnd, TaskCancelRequested, TaskProgressed, TaskResolved, TaskStarted
@@ -119,7 +119,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "task": task,
         "status": status,
         "note": note,
-        "go_on": [ledger.step(step, {task.id: "it"}) for step in left.steps_of_task(task)],
+        "go_on": [choice for step in left.steps_of_task(task) for choice in ledger.choices(step)],
         "payload": Block.of(task.payload),
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
@@ -195,7 +195,7 @@ def _chosen(readers: Readers, task: TaskState, asked: Asked) -> tuple[int | None
 def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: str) -> ShownAttempt:
     is_running = attempt.status is TaskStatus.RUNNING
     is_left = is_running and status is TaskStatus.INTERRUPTED and attempt.attempt == task.attempts
-    seconds = (clock.now() - attempt.started_at).total_seconds() if is_running and not is_left else attempt.duration
+    seconds = between(attempt.started_at, clock.now()) if is_running and not is_left else attempt.duration
     return ShownAttempt(attempt, status if is_left else attempt.status, seconds, readers.runner(attempt.runner))
 
 
