@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from commands import Command
 from pages import get_all
+from ttasks.cli.app import command as cli
 
 LATE = '''
 import os, signal, subprocess, sys, threading
@@ -62,6 +64,10 @@ def command(tmp_path: Path) -> Iterator[Command]:
     ttasks.clean_up()
 
 
+def look(ledger: Path, verb: str) -> str:
+    return CliRunner().invoke(cli, [verb, "--ledger", str(ledger)]).output
+
+
 def run_late(command: Command, how: str, moment: str, script: str) -> tuple[int, str]:
     command.write("late.py", LATE)
     command.write("w.yaml", f"tasks:\n  first: {{bash: 'true'}}\n  last: {{bash: '{script}', after: [first]}}\n")
@@ -90,8 +96,8 @@ def test_a_stop_that_comes_when_all_is_done_changes_nothing(
     assert command.sql("SELECT status FROM runs") == [(status,)]
     assert exit_code == code
     assert re.search(rf"^{verdict}: ", printed, re.MULTILINE), printed
-    assert f" {status} " in command("ls").stdout.splitlines()[1]
-    assert f"status    {status} after" in command("show").stdout
+    assert f" {status} " in look(command.ledger, "ls").splitlines()[1]
+    assert f"status    {status} after" in look(command.ledger, "show")
     graph = command.graph_id()
     home, page = get_all(command.ledger, "/-/ttasks/ledger", f"graph/{graph}")
     assert status in home.seen

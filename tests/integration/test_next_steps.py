@@ -96,7 +96,7 @@ def check(path: Path, folder: Path) -> None:
         shutil.rmtree(copy.parent)
 
 
-COMBINATIONS = list(itertools.product(("work", "clean"), ("rerun", "ask", "fail"), ("on", "cancelled")))
+COMBINATIONS = [*itertools.product(("work", "clean"), ("rerun", "ask"), ("on", "cancelled")), ("work", "fail", "on")]
 
 
 @pytest.mark.parametrize(("victim", "on_interrupted", "is_cancelled"), COMBINATIONS)
@@ -113,7 +113,7 @@ def test_the_command_and_the_pages_agree_on_what_can_be_done_and_all_of_it_works
         (graph,) = store.graphs.values()
         left = [task.id for task in graph if task.is_interrupted]
     check(path, tmp_path / "closed")
-    for answer in ("rerun", "succeeded", "failed") if left else ():
+    for answer in ("rerun", "succeeded") if left else ():
         copy = tmp_path / answer / "ledger.db"
         shutil.copytree(path.parent, copy.parent)
         with SQLiteStore(copy) as store:

@@ -10,6 +10,7 @@ from ttasks.cli.look import find
 from ttasks.cli.text import console
 from ttasks.display import printable, short
 from ttasks.errors import NotFoundError
+from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
 from ttasks.state.decide import Resolution
 from ttasks.stores.interrupted import Leftovers
@@ -28,6 +29,10 @@ def cancel_by_id(path: Path, part: str, hint: Hint) -> None:
             if any(work.id == id_ for work in store.interrupted()):
                 owed = hint(f"resume {short(id_)}")
                 out.print(f"asked for: graph {id_} was interrupted; {owed} runs its finally tasks, and closes it")
+                return
+            status = store.graphs[id_].run_status
+            if status is not RunStatus.RUNNING:
+                out.print(f"too late: the run of graph {id_} has ended meanwhile, as {status}")
                 return
             out.print(f"asked for: the run of graph {id_} is cancelled by whoever runs it; finally tasks still run")
             return
