@@ -8,6 +8,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from ttasks.events.agent_facts import AgentSessionOpened, FileEdit
+from ttasks.events.status import TaskStatus, TerminationReason
+from ttasks.model.result import TaskResult
+from ttasks.state.exits import exit_text as exit_text  # for templates
+from ttasks.state.exits import why
+from ttasks.state.graph import RunState
+from ttasks.state.reconcile import WAITING
+from ttasks.state.task import AttemptState, TaskState
 
 _JOINERS: Final = "\u200d\ufe0f"
 ID_LENGTH: Final = 8
@@ -17,8 +24,9 @@ LOOKS_LIKE: Final = {
     "aborted": "cancelled",
     "unknown": "interrupted",
     "unanswered": "interrupted",
+    WAITING: "running",
 }
-"""How words that only agents' tool calls and requests have look: as a task that stands like that."""
+"""How words look that are no status of a task, such as those of agents' tool calls: as a task that stands like that."""
 _SUBJECTS: Final = ("command", "pattern", "query", "path", "file_path", "url", "prompt")
 """Which argument of a tool says best what it was called for, by the tools that there are."""
 
@@ -34,6 +42,29 @@ def printable(text: str) -> str:
     return text
 
 
+def why_of_result(error: str | None, result: TaskResult | None) -> str:
+    """Say in one line why a task ended: its error text, with the exit code of the attempt whose text it is."""
+    if result is None or result.status is not TaskStatus.FAILED:
+        return printable(why(error, None, None))
+    return printable(why(error, result.returncode, result.termination_reason))
+
+
+def why_of_task(task: TaskState) -> str:
+    """Say the same of a task as the ledger has it."""
+    result = task.result
+    if result is None or result.status is not TaskStatus.FAILED or task.status is not TaskStatus.FAILED:
+        return printable(why(task.error, None, None))
+    return printable(why(task.error, result.returncode, result.reason))
+
+
+def why_of_attempt(attempt: AttemptState) -> str:
+    """Say the same of an attempt; where ttasks ended its process, by which signal and why it did."""
+    if attempt.returncode is None or attempt.reason == TerminationReason.EXIT_CODE:
+        return printable(why(attempt.error, attempt.returncode, attempt.reason))
+    parts = (exit_text(attempt.returncode, attempt.reason), why(attempt.error, None, None))
+    return printable(": ".join(filter(None, parts)))
+
+
 def short(id_: str) -> str:
     """Return the end of an id: ids made at about the same time begin alike."""
     return id_[-ID_LENGTH:]
@@ -43,6 +74,7 @@ def duration(seconds: float | None) -> str:
     """Return a duration as people say it: ``42 ms``, ``1.27 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds is None:
         return ""
+    seconds = max(seconds, 0.0)  # a tool call's is the difference of two times of a calendar
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -51,6 +83,23 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def between(begin: datetime, end: datetime) -> float:
+    """Return the seconds between two times of a calendar; 0 where its clock was set back in between."""
+    return max((end - begin).total_seconds(), 0.0)
+
+
+def took(run: RunState, now: datetime | None = None) -> float | None:
+    """Return how many seconds a run took: as its runners measured it, else by the times of its start and end.
+
+    `now` is given for a run that goes on. None: it goes on, or it is not known when it ended.
+    """
+    if now is not None:
+        return between(run.started_at, now)
+    if run.finished_at is None:
+        return None
+    return run.duration if run.duration is not None else between(run.started_at, run.finished_at)
 
 
 def moment(at: datetime | None) -> str:

@@ -30,7 +30,8 @@ class TaskCancelled(TtasksError):
 
 
 class TaskExecutionError(TtasksError, RuntimeError):
-    """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``.
+    """A script ended with a non-zero exit code. The text is its stderr, or ``exited with code 7``; of a
+    script that a signal ended, the signal comes first, and the last lines of stderr follow.
 
     `code` is a word by which programs know what went wrong; it is the result's `error_code`.
     """

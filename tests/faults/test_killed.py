@@ -136,7 +136,7 @@ def test_ctrl_c_cancels_runs_finally_tasks_and_leaves_no_process(tmp_path: Path,
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert alive(group) == []
-    assert "NOT OK: 1 pending, 2 succeeded, 1 cancelled" in rest
+    assert "CANCELLED: 1 pending, 2 succeeded, 1 cancelled" in rest
     with contextlib.closing(sqlite3.connect(ledger)) as connection:
         assert connection.execute("SELECT status, cancel_requested_by IS NOT NULL, why FROM runs").fetchall() == [
             ("cancelled", 1, "Ctrl-C")

@@ -114,10 +114,24 @@ def test_a_code_with_words_on_stderr_is_those_words() -> None:
     assert (task.result.error, task.result.returncode) == ("no such\nthing\n", 3)
 
 
-def test_a_script_ended_by_a_signal_from_outside_has_failed_with_its_number() -> None:
-    task, error = failure("kill -KILL $$")
-    assert task.error == str(error) == "exited with code -9"
-    assert task.result is not None and task.result.returncode == -signal.SIGKILL
+def test_a_script_that_a_signal_ended_says_so_first_and_then_its_last_lines() -> None:
+    task, error = failure("echo warning: cache is cold >&2; kill -KILL $$")
+    assert task.error == str(error) == "killed by SIGKILL (probably out of memory, or kill -9)\nwarning: cache is cold"
+    assert task.result is not None
+    assert (task.result.error, task.result.returncode) == (task.error, -signal.SIGKILL)
+    assert task.result.raw.stderr == "warning: cache is cold\n"
+
+
+def test_a_script_that_a_signal_ended_in_silence_says_which() -> None:
+    task, _ = failure("kill -SEGV $$")
+    assert task.error == "killed by SIGSEGV (a crash: invalid memory access)"
+
+
+def test_a_shell_that_reports_a_killed_command_fails_with_its_stderr_word_for_word() -> None:
+    task, _ = failure("bash -c 'kill -KILL $$'; exit $?")
+    assert task.result is not None
+    assert task.result.returncode == 128 + signal.SIGKILL
+    assert task.error == task.result.raw.stderr
 
 
 def test_a_syntax_error_is_the_shell_s_own_word() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from agents import Saying, cut_off, reports
 from browsed import Browsed
+from pages import get_all
 from ttasks import CopilotError, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
 from ttasks.events.agent_facts import AgentFact, ToolCallStarted
 
@@ -94,7 +95,7 @@ def test_a_run_that_is_not_ok_exits_with_1_and_ends_with_the_failed_tasks_last_o
     done = ttasks("run", "bad.yaml")
     assert done.returncode == 1
     summary = done.stdout.split("\n\n")[-1]
-    assert "broken: failed: no such thing\n  | before\n  | no such thing\n" in summary
+    assert "broken: failed: exited with code 3: no such thing\n  | before\n  | no such thing\n" in summary
     assert "late: blocked by broken" in summary
     assert "NOT OK: 2 succeeded, 1 failed, 1 blocked" in summary
 
@@ -183,8 +184,44 @@ def test_show_tells_a_graph_and_a_task_by_part_of_its_id(ttasks: Shell) -> None:
     graph = ttasks("show").stdout
     assert "status    failed" in graph and "blocked by broken" in graph and "finally" in graph
     shown = ttasks("show", str(task_id)[-8:]).stdout
-    assert "attempt 2 failed" in shown and "exit code 3" in shown and "| no such thing" in shown
+    assert "attempt 2 failed" in shown and "exited with code 3" in shown and "| no such thing" in shown
     assert ttasks("show", str(task_id), "--output").stdout.endswith("before\nno such thing\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo no such thing >&2; exit 7", "exited with code 7: no such thing"),
+        (
+            "echo cache is cold >&2; kill -KILL $$",
+            "killed by SIGKILL (probably out of memory, or kill -9): cache is cold",
+        ),
+        (
+            "bash -c 'kill -SEGV $$' 2>/dev/null; code=$?; echo bye >&2; exit $code",
+            "exited with code 139 (a command was killed by SIGSEGV, a crash: invalid memory access): bye",
+        ),
+        ("exit 127", "exited with code 127 (a command was not found)"),
+    ],
+)
+def test_the_code_of_a_failed_script_is_shown_beside_its_stderr_everywhere(
+    ttasks: Shell, script: str, why: str
+) -> None:
+    ttasks.write("w.yaml", json.dumps({"tasks": {"broken": {"bash": script}}}))
+    ran = ttasks("run", "w.yaml").stdout
+    assert [line.partition(": ")[2] for line in ran.splitlines() if "broken failed after" in line] == [why]
+    assert f"broken: failed: {why}" in ran
+    assert f"broken: failed: {why}" in ttasks("retry").stdout
+    assert why in ttasks("show").stdout
+    assert why in ttasks("ls", "--tasks").stdout
+    ((task_id, graph_id),) = ttasks.sql("SELECT task_id, graph_id FROM graph_tasks LIMIT 1")
+    code, _, said = why.rpartition(": ") if ": " in why and not why.endswith(")") else (why, "", "")
+    shown = ttasks("show", str(task_id)).stdout
+    assert f", {code}, " in shown and said in shown
+    home, run, task = get_all(ttasks.ledger, "/-/ttasks/ledger", f"graph/{graph_id}", f"task/{task_id}")
+    assert why in home.seen
+    assert run.seen.count(why) == 2, "what went wrong, and the table of tasks"
+    assert why in task.seen
+    assert f"Error {code}." in task.seen
 
 
 def test_show_tells_what_an_agent_did(ttasks: Shell, browsed: Browsed) -> None:
@@ -396,7 +433,7 @@ def test_what_is_to_be_redacted_is_neither_printed_nor_in_any_file_of_the_ledger
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("deploy ***: 3 tasks") and ", ledger ***/.ttasks/ledger.db\n" in done.stdout
     assert done.stdout.count("log *** in | ***\n") == 2 and "log *** in | *** rest\n" in done.stdout
-    assert "fails: failed: no ***\n  | no ***\n" in done.stdout
+    assert "fails: failed: exited with code 3: no ***\n  | no ***\n" in done.stdout
     assert "late: blocked by fails" in done.stdout
     looked = [ttasks(command, **variables).stdout for command in ("show", "ls", "events")]
     held = b"".join(path.read_bytes() for path in (folder / ".ttasks").iterdir())
@@ -470,7 +507,7 @@ def test_cancel_ends_the_run_of_another_process_and_its_finally_tasks_still_run(
     assert (cancelled.returncode, cancelled.stderr) == (0, "")
     assert cancelled.stdout.startswith(f"asked for: the run of graph {graph} is cancelled")
     assert running.returncode == 1
-    assert "NOT OK: 1 pending, 1 succeeded, 1 cancelled" in printed
+    assert "CANCELLED: 1 pending, 1 succeeded, 1 cancelled" in printed
     assert ttasks.sql("SELECT status, why FROM runs") == [("cancelled", "on request")]
 
 

@@ -71,7 +71,7 @@ def test_the_home_tells_the_failures_of_the_last_day_once_each(browsed: Browsed)
     seen = get(browsed.path, HOME).seen
     failures = seen[seen.index("Failures of the last day") : seen.index("Latest tasks")]
     assert "no space left on device" in failures
-    assert failures.count("copy nightly 3 no space left on device") == 2  # the graph and its retry
+    assert failures.count("copy nightly 3 exited with code 28: no space left on device") == 2  # the graph and its retry
     assert "by itself" not in failures
 
 

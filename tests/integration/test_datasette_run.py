@@ -41,7 +41,7 @@ def test_what_went_wrong_comes_first_with_what_was_printed_and_the_command_that_
     seen = get(browsed.path, f"{GRAPH}/{browsed.failed}").seen
     assert f"ttasks retry {browsed.failed} --ledger" in seen
     wrong = seen[seen.index("What went wrong") : seen.index("Timeline")]
-    assert "copy after 3 attempts: no space left on device" in wrong
+    assert "copy after 3 attempts: exited with code 28: no space left on device" in wrong
     assert "err no space left on device" in wrong
 
 

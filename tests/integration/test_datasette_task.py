@@ -75,7 +75,7 @@ def test_a_task_shows_its_state_error_output_and_attempts(browsed: Browsed) -> N
     assert "failed" in re.findall(r'class="headline">(.*?)</p>', answer.text, re.DOTALL)[0]
     assert "3 attempts" in text
     assert output_of(answer) == ["errno space left on device"]
-    assert text.count("exit code 28") == 6  # the three attempts, and their ends in the history
+    assert text.count("exited with code 28") == 7  # the error, the three attempts, and their ends in the history
     assert "retried: up to 3 attempts, 0.05 s apart" in text
     assert "after dump succeeded" in text
     assert re.search("before (check blocked, unmount succeeded|unmount succeeded, check blocked)", text)
@@ -85,7 +85,7 @@ def test_each_attempt_can_be_looked_at(browsed: Browsed) -> None:
     task_id = id_of(browsed.path, "try")
     first, latest = get_all(browsed.path, f"task/{task_id}?attempt=1", f"task/{task_id}")
     assert (output_of(first), output_of(latest)) == (["errnot yet"], ["now it works"])
-    assert "Error of attempt 1 not yet" in first.seen
+    assert "Error of attempt 1 exited with code 1. not yet" in first.seen
     assert ">Error" not in latest.text
     assert re.search(r"retry 1 succeeded .* \S+@\S+", latest.seen)
 

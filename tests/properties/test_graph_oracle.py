@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from starts import check_starts
 from ttasks import (
     InMemoryStore,
     RetryPolicy,
@@ -247,6 +248,7 @@ def check_three_runs(plan: Plan, kind: str, max_workers: int, *, reload: bool = 
         if store is not None:
             assert verify(store._readers).problems == []
             assert len(store._readers.runs(ground.graph.id)) == 3
+            check_starts(store, ground.graph)
 
 
 @pytest.mark.campaign

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import member
 from ttasks.errors import GraphError
 from ttasks.events.facts import Member
-from ttasks.events.status import TaskStatus
+from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.state.planner import Consequences, Planner, check
 
 PENDING, SUCCEEDED, FAILED = TaskStatus.PENDING, TaskStatus.SUCCEEDED, TaskStatus.FAILED
@@ -223,7 +223,51 @@ def test_a_finally_task_waits_until_no_dependency_can_change() -> None:
     planner.begin()
 
     assert planner.settle("a", succeeded=False) == blocked(("c", "a"))
+    assert planner.recorded([("c", "a")]) == []
     assert planner.settle("b", succeeded=True) == ready("clean")
+
+
+def test_a_finally_task_waits_until_the_block_of_a_dependency_is_recorded() -> None:
+    planner = plan(
+        member("a"), member("b"), member("c", "a", "b"), member("d", "c"), member("clean", "d", is_finally=True)
+    )
+    planner.begin()
+
+    blocks = planner.settle("a", succeeded=False).blocked
+    assert blocks == [("c", "a"), ("d", "c")]
+    assert planner.settle("b", succeeded=True) == NOTHING
+    assert planner.recorded(blocks[1:]) == []
+    assert planner.recorded(blocks[:1]) == ["clean"]
+
+
+def test_blocks_that_are_recorded_together_let_finally_tasks_start_in_the_graphs_order() -> None:
+    planner = plan(
+        member("y", "c", is_finally=True), member("x", "b", is_finally=True), member("a"), member("b", "a"),
+        member("c", "a"),
+    )  # fmt: skip
+    planner.begin()
+
+    blocks = planner.settle("a", succeeded=False).blocked
+    assert planner.recorded(blocks) == ["y", "x"]
+
+
+def test_no_finally_task_follows_an_end_while_a_block_is_not_recorded() -> None:
+    planner = plan(member("a"), member("b"), member("c", "a"), member("clean", "c", "b", is_finally=True))
+    planner.begin()
+
+    blocks = planner.settle("a", succeeded=False).blocked
+    assert planner.next_after("b") is None
+    assert planner.recorded(blocks) == []
+    assert planner.next_after("b") == "clean"
+
+
+def test_no_finally_task_follows_an_end_while_something_before_that_still_runs() -> None:
+    planner = plan(member("w"), member("x", "w"), member("t", "x"), member("clean", "t", is_finally=True), x=SUCCEEDED)
+
+    assert planner.begin() == ready("w", "t"), "what succeeded before counts, whatever runs again before it"
+    assert planner.next_after("t") is None
+    assert planner.settle("w", succeeded=True) == NOTHING
+    assert planner.next_after("t") == "clean"
 
 
 def test_a_finally_task_waits_for_what_still_runs_before_a_blocked_dependency() -> None:
@@ -232,6 +276,7 @@ def test_a_finally_task_waits_for_what_still_runs_before_a_blocked_dependency() 
     )
     planner.begin()
     assert planner.settle("a", succeeded=False) == blocked(("c", "a"), ("d", "c"))
+    assert planner.recorded([("c", "a"), ("d", "c")]) == []
     assert planner.next_after("b") is None
     assert planner.settle("b", succeeded=True) == ready("clean")
 
@@ -478,8 +523,10 @@ def test_any_order_of_ends_gives_a_legal_run(
     bad = {task for task, status in before.items() if status is CANCELLED} | held
     waiting: list[str] = []
     announced: set[str] = set()
+    unrecorded: list[tuple[str, str]] = []
 
     def take(consequences: Consequences) -> None:
+        unrecorded.extend(consequences.blocked)
         for task, parent in consequences.blocked:
             assert before[task] is PENDING, "only what is PENDING is recorded as BLOCKED"
             assert not places[task].is_finally
@@ -492,12 +539,18 @@ def test_any_order_of_ends_gives_a_legal_run(
             waiting.append(task)
 
     take(planner.begin())
-    while waiting:
-        task = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+    while waiting or unrecorded:
+        place = data.draw(st.integers(0, len(waiting) + len(unrecorded) - 1))
+        if place >= len(waiting):
+            block = unrecorded.pop(place - len(waiting))
+            take(Consequences(ready=planner.recorded([block])))
+            continue
+        task = waiting.pop(place)
         for dependency in places[task].after:
             assert dependency in good or (places[task].is_finally and dependency not in waiting)
         if places[task].is_finally:
-            assert not ancestors(places, task) & set(waiting), "what is cleaned up after is over"
+            not_over = {*waiting, *(blocked for blocked, _ in unrecorded)}
+            assert not ancestors(places, task) & not_over, "what is cleaned up after is over, and recorded"
         succeeded = data.draw(st.booleans())
         (good if succeeded else bad).add(task)
         take(planner.settle(task, succeeded=succeeded))
@@ -507,6 +560,79 @@ def test_any_order_of_ends_gives_a_legal_run(
         if task not in announced and task not in good | bad:
             assert before[task] in (FAILED, BLOCKED, INTERRUPTED), "what is PENDING was run or blocked"
             assert not good.issuperset(place.after)
+
+
+# --- how a run ends --------------------------------------------------------------------------------------------------
+
+SHAPE = (
+    member("a"),
+    member("b", "a"),
+    member("clean", "b", is_finally=True),
+    member("tell", is_finally=True, is_required=False),
+)
+
+
+ALL_WELL = dict.fromkeys(("a", "b", "clean", "tell"), SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "errors", "outcome"),
+    [
+        ({}, (), RunStatus.SUCCEEDED),
+        ({"tell": FAILED}, (), RunStatus.SUCCEEDED),
+        ({"a": FAILED, "b": BLOCKED}, (), RunStatus.FAILED),
+        ({"b": CANCELLED}, (), RunStatus.FAILED),
+        ({"clean": FAILED}, (), RunStatus.FAILED),
+        ({}, ("b",), RunStatus.FAILED),
+    ],
+)
+def test_a_run_ends_as_its_required_tasks_did(
+    changes: dict[str, TaskStatus], errors: tuple[str, ...], outcome: RunStatus
+) -> None:
+    planner = plan(*SHAPE)
+    planner.begin()
+    for task in ALL_WELL:
+        planner.settle(task, succeeded=True)
+    assert planner.outcome({**ALL_WELL, **changes}, errors) is outcome
+    planner.withdraw()
+    assert planner.outcome({**ALL_WELL, **changes}, errors) is outcome, "the cancel came too late"
+
+
+def test_a_run_that_was_cancelled_while_something_was_left_to_do_is_cancelled_unless_all_succeeded() -> None:
+    planner = plan(*SHAPE)
+    planner.begin()
+    planner.start("a")
+    planner.withdraw()
+    assert planner.outcome({**ALL_WELL, "a": CANCELLED, "b": PENDING}, ()) is RunStatus.CANCELLED
+    assert planner.outcome({**ALL_WELL, "clean": FAILED}, ()) is RunStatus.CANCELLED
+    assert planner.outcome(ALL_WELL, ()) is RunStatus.SUCCEEDED
+
+
+def test_what_has_ended_and_is_not_settled_yet_is_not_left_to_do() -> None:
+    for ended, outcome in (({"a"}, RunStatus.FAILED), (set[str](), RunStatus.CANCELLED)):
+        planner = plan(member("a"))
+        planner.begin()
+        planner.start("a")
+        planner.withdraw(ended)
+        planner.settle("a", succeeded=False)
+        assert planner.outcome({"a": FAILED}, ()) is outcome
+
+
+@pytest.mark.parametrize(
+    ("before", "outcome"),
+    [
+        ({"a": CANCELLED, "b": PENDING}, RunStatus.CANCELLED),
+        ({"a": CANCELLED, "b": CANCELLED}, RunStatus.CANCELLED),
+        ({"clean": FAILED}, RunStatus.CANCELLED),
+        ({"tell": CANCELLED, "clean": CANCELLED}, RunStatus.FAILED),
+    ],
+)
+def test_a_cancelled_run_that_is_resumed_is_cancelled_where_its_cancel_left_or_ended_something(
+    before: dict[str, TaskStatus], outcome: RunStatus
+) -> None:
+    planner = plan(*SHAPE, **{**ALL_WELL, **before})
+    planner.begin(is_withdrawn=True)
+    assert planner.outcome({**ALL_WELL, **before}, ()) is outcome
 
 
 # --- refusing a graph -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ttasks.errors import NotFoundError
 from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
 from ttasks.state.decide import Resolution
+from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.ledger import SQLiteStore
 
 
@@ -28,6 +29,10 @@ def cancel_by_id(path: Path, part: str, hint: Hint) -> None:
             if any(work.id == id_ for work in store.interrupted()):
                 owed = hint(f"resume {short(id_)}")
                 out.print(f"asked for: graph {id_} was interrupted; {owed} runs its finally tasks, and closes it")
+                return
+            status = store.graphs[id_].run_status
+            if status is not RunStatus.RUNNING:
+                out.print(f"too late: the run of graph {id_} has ended meanwhile, as {status}")
                 return
             out.print(f"asked for: the run of graph {id_} is cancelled by whoever runs it; finally tasks still run")
             return
@@ -58,16 +63,18 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
         task = store.tasks[id_]
         counts = "may be run again" if answer == "rerun" else f"counts as {answer}"
         out.print(f"recorded: task '{printable(task.title or id_)}' {counts}")
-        attempts = store._readers.attempts(id_)
+        left, attempts = Leftovers(store._readers), store._readers.attempts(id_)
         graph_id = attempts[-1].graph if attempts else None
         if graph_id is None or graph_id not in store.graphs:
-            if answer == "rerun":
-                out.print(f"Go on with it: {hint(f'resume {short(id_)}')}")
-        elif any(work.id == graph_id for work in store.interrupted()):
-            out.print(f"Go on with its graph: {hint(f'resume {short(graph_id)}')}")
-        elif store.graphs[graph_id].run_status is RunStatus.RUNNING:
-            out.print(f"Carry on with its graph when its run has ended: {hint(f'retry {short(graph_id)}')}")
-        elif store.graphs[graph_id].ok:
-            out.print("Every task of its graph has succeeded: nothing is left to do")
+            steps = left.steps_of_task(task._view)
         else:
-            out.print(f"Carry on with its graph: {hint(f'retry {short(graph_id)}')}")
+            steps = left.steps_of_graph(graph_id)
+            if not steps:
+                out.print("Every task of its graph has succeeded: nothing is left to do")
+        for step in steps:
+            if step.verb == "cancel":
+                again = hint(f"retry {short(step.id)}")
+                out.print(f"Its graph still runs. Carry on with it when its run has ended: {again}")
+            else:
+                what = "Another task waits for a person" if step.verb == "resolve" else step.why
+                out.print(f"{what}: {hint.step(step)}")

@@ -13,7 +13,9 @@ from typing import Final, ParamSpec
 
 import click
 
+from ttasks.display import short
 from ttasks.errors import NotALedgerError, NotFoundError, NotResumableError, RedactionError, TtasksError, WorkflowError
+from ttasks.state.next_steps import Step
 from ttasks.version import __version__
 
 Parameters = ParamSpec("Parameters")
@@ -39,6 +41,11 @@ class Hint:
     def __call__(self, words: str) -> str:
         """Return the command line of these words."""
         return f"ttasks {words}{self._ledger}"
+
+    def step(self, step: Step) -> str:
+        """Return the command line of a step, with what may be said instead."""
+        others = f"  (or {', or '.join(step.alternatives)})" if step.alternatives else ""
+        return self(step.words(short(step.id))) + others
 
 
 ledger_option = click.option(

@@ -11,14 +11,16 @@ from rich.text import Text
 from ttasks.cli.conversation import Conversation
 from ttasks.cli.printed import whole_lines
 from ttasks.cli.text import Styler, console, print_table, state
-from ttasks.display import count, duration, moment, printable, short
+from ttasks.display import count, duration, moment, printable, short, took, why_of_task
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.reading import Readers
+from ttasks.state.exits import exit_text
 from ttasks.state.graph import GraphState
+from ttasks.state.reconcile import WAITING
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState
 from ttasks.stores.interrupted import Leftovers
@@ -32,19 +34,19 @@ def list_latest(path: Path, *, tasks: bool, limit: int) -> None:
     left = Leftovers(readers)
     rows: list[tuple[str | Text, ...]] = []
     if tasks:
-        columns: tuple[str, ...] = ("task", "title", "status", "attempts", "took", "created")
+        columns: tuple[str, ...] = ("task", "title", "status", "attempts", "took", "created", "")
         for task in readers.tasks(latest=limit):
-            stands, _ = left.task_status(task)
-            took = duration(task.result.duration) if task.result is not None else ""
-            title, attempts = printable(task.title), str(task.attempts)
-            rows.append((short(task.id), title, state(stands), attempts, took, moment(task.created_at)))
+            stands, note = left.task_status(task)
+            lasted = duration(task.result.duration) if task.result is not None else ""
+            said = note or (why_of_task(task) if stands is TaskStatus.FAILED else "")
+            cells = (short(task.id), printable(task.title), state(stands), str(task.attempts), lasted)
+            rows.append((*cells, moment(task.created_at), said))
     else:
         columns = ("graph", "title", "status", "tasks", "took", "created")
         for graph, counts in readers.graphs()[:limit]:
             status, took = _graph_status(readers, left, graph)
-            if status == "interrupted" and TaskStatus.RUNNING in counts:  # nobody runs them any more
-                counts[TaskStatus.INTERRUPTED] = counts.pop(TaskStatus.RUNNING) + counts.get(TaskStatus.INTERRUPTED, 0)
-            parts = ", ".join(f"{counts[each]} {each}" for each in TaskStatus if each in counts)
+            counts = left.counts(status, counts)
+            parts = ", ".join(f"{counts[each]} {each}" for each in (*TaskStatus, WAITING) if each in counts)
             rows.append((short(graph.id), printable(graph.title), state(status), parts, took, moment(graph.created_at)))
     print_table(columns, rows)
 
@@ -54,8 +56,7 @@ def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple
     if graph.run_status is None:
         return "pending", ""
     run = readers.runs(graph.id, newest_first=True, limit=1)[0]
-    took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
-    return left.run_status(run), took
+    return left.run_status(run), duration(took(run))
 
 
 def find(readers: Readers, part: str | None) -> tuple[str, str]:
@@ -126,7 +127,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
             *([] if member.is_required else ["optional"]),
             *([f"blocked by {printable(tasks[task.blocked_by].name)}"] if task.blocked_by in tasks else []),
             *([note] if note else []),
-            *([printable(task.error.strip().rpartition("\n")[2])] if task.error else []),
+            *([said] if (said := why_of_task(task)) else []),
         ]
         took = duration(task.result.duration) if task.result is not None else ""
         rows.append(
@@ -187,13 +188,13 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _print_output(readers, task_id, latest.attempt, whole=whole_output)
 
 
-def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -> str:
+def _attempt_line(readers: Readers, attempt: AttemptState, status: str) -> str:
     parts = [f"{status}, started {moment(attempt.started_at)}"]
     if attempt.duration is not None:
         took = "last heard of after" if status is TaskStatus.INTERRUPTED else "took"
         parts.append(f"{took} {duration(attempt.duration)}")
     if attempt.returncode is not None:
-        parts.append(f"exit code {attempt.returncode}")
+        parts.append(exit_text(attempt.returncode, attempt.reason))
     if attempt.reason not in (None, str(status), "exit_code"):
         parts.append(str(attempt.reason))
     if attempt.error_code not in (None, attempt.reason):

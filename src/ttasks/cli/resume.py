@@ -6,7 +6,7 @@ import hashlib
 import os
 import shlex
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import Final
 
 from rich.text import Text
 
-from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
+from ttasks.cli.app import EXIT_NOT_OK, Hint
 from ttasks.cli.look import find
 from ttasks.cli.run import (
     DEFAULT_WORKERS,
+    Ended,
     Reporter,
     Terminated,
     carry_out,
+    exit_code,
     hear_signals,
     last_words,
     latest_interrupted,
@@ -45,7 +47,7 @@ from ttasks.runtime.executor import TaskExecutor
 from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
 from ttasks.state.naming import named
-from ttasks.state.reconcile import Then, reconcile
+from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.ledger import LedgerStore, SQLiteStore
 
 NOTHING: Final = "nothing to resume: no run and no task was interrupted. After a failure, it is `ttasks retry`"
@@ -76,7 +78,8 @@ def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
             if one.graph_id not in listed:
                 task, graph = short(one.task_id), short(one.graph_id)
                 out.print(f"owed: finally task '{printable(one.title) or task}' ({task}) of graph {graph}")
-                out.print(f"  it waits for a person: {hint(f'resolve {task} --rerun')}")
+                if one.task_id not in listed:
+                    _print_steps(store, hint, one.task_id, {})
     if not found and not owed:
         out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
 
@@ -103,13 +106,21 @@ def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
         out.print("  it was cancelled: only what is owed will run")
     if work.running:
         out.print(f"  was running: {named(work.running)}")
-    for id_ in work.asking:
-        decide = hint(f"resolve {short(id_)} --rerun")
-        out.print(f"  waits for a person: {named([id_])}: {decide}  (or --succeeded, or --failed)")
     if work.kind == "graph":
         out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
-    if work.can_go_on:
-        out.print(f"  go on with it: {hint(f'resume {short(work.id)}')}")
+    _print_steps(store, hint, work.id, names)
+
+
+def _print_steps(store: LedgerStore, hint: Hint, id_: str, names: Mapping[str, str]) -> None:
+    """Print what a person can do next about a graph, or about a task."""
+    left = Leftovers(store._readers)
+    task = store._readers.task(id_)
+    for step in left.steps_of_task(task) if task is not None else left.steps_of_graph(id_):
+        if step.verb == "resolve":
+            what = f"waits for a person: {names.get(step.id) or short(step.id)}"
+        else:
+            what = step.why[0].lower() + step.why[1:]
+        console().print(f"  {what}: {hint.step(step)}")
 
 
 def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) -> int:
@@ -165,9 +176,9 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
                 ended = _go_on(executor, store, work, handle, run, path, hint)
             except (AlreadyRunningError, SurvivorError) as refusal:  # it keeps no other from going on
                 console(stderr=True).print(f"ttasks: {printable(str(refusal))}")
-                ended = EXIT_NOT_OK
-            status = ended or status
-            if ended == EXIT_CTRL_C:
+                ended = Ended(EXIT_NOT_OK, False)
+            status = ended.code or status
+            if ended.is_stopped:
                 break
         return status
 
@@ -250,7 +261,7 @@ def _go_on(
     run: ResumedRun | ResumedTask,
     path: Path,
     hint: Hint,
-) -> int:
+) -> Ended:
     if isinstance(handle, TaskGraph):
         return carry_out(executor, store, handle, path, hint, run.run, again=f"going on with run {work.run}, ")
     out = console()
@@ -261,17 +272,10 @@ def _go_on(
         stopped_by = _see_through(executor, handle, run.run)
     with last_words():
         out.print(Text.assemble(f"{name}: ", state(handle.status)))
-        if handle.is_interrupted:
-            asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
-            resolve = hint(f"resolve {short(handle.id)} --rerun")
-            go_on = hint(f"resume {short(handle.id)}")
-            waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
-            out.print(waits if asks else f"Go on with it: {go_on}")
-    if isinstance(stopped_by, Terminated):
-        raise stopped_by
-    if stopped_by is not None:
-        return EXIT_CTRL_C
-    return 0 if handle.is_succeeded else EXIT_NOT_OK
+        for step in Leftovers(store._readers).steps_of_task(handle._view):
+            what = "it waits for a person" if step.verb == "resolve" else step.why
+            out.print(f"{what}: {hint.step(step)}")
+    return Ended(exit_code(handle.status, stopped_by), stopped_by is not None)
 
 
 def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) -> BaseException | None:
@@ -342,7 +346,7 @@ def retry_graph(
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)
-        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again)
+        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again).code
 
 
 def _named(graph: TaskGraph, name: str) -> Task:

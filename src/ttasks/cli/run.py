@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -20,7 +20,7 @@ from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.text import STYLES, Styler, console
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
-from ttasks.display import count, duration, printable, short
+from ttasks.display import count, duration, printable, short, why_of_result
 from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
@@ -32,7 +32,7 @@ from ttasks.model.result import is_read_when_asked
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
-from ttasks.state.reconcile import Then, reconcile
+from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.ledger import SQLiteStore
 
 DEFAULT_WORKERS: Final = 4
@@ -42,6 +42,13 @@ CTRL_C: Final = (
     "Ctrl-C again: what runs is stopped at once.",
 )
 """What is said of the first Ctrl-C, and of the second."""
+VERDICTS: Final[Mapping[str, tuple[str, str]]] = {
+    RunStatus.SUCCEEDED: ("OK", "bold green"),
+    RunStatus.FAILED: ("NOT OK", "bold red"),
+    RunStatus.CANCELLED: ("CANCELLED", "bold yellow"),
+    RunStatus.INTERRUPTED: ("INTERRUPTED", "bold yellow"),
+}
+"""The first word about a run that ended, by what is recorded of it. Of one that still runs its runner leaves."""
 
 
 def graph_of(workflow: Workflow) -> TaskGraph:
@@ -108,8 +115,11 @@ class Reporter:
             text += f"{heard} after {duration(result.duration)}"
         if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
             # Of a long error the handle has the end; all of it would have to be read.
-            is_long = is_read_when_asked(event, "error")
-            text += ": " + _last_line(event.task._view.error if is_long else event.error)
+            error = event.task._view.error if is_read_when_asked(event, "error") else event.error
+            text += f": {why_of_result(error, result if event.type is TaskEventType.FAILED else None)}"
+            due = event.task._view.retry_due_at
+            if event.type is TaskEventType.FAILED and due is not None:
+                text += f"; trying again in {duration(max((due - event.timestamp).total_seconds(), 0))}"
         return text
 
     def _line(self, event: TaskEvent, text: str, style: str) -> None:
@@ -176,7 +186,7 @@ def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
                 f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that: "
                 + hint(f"resume {short(left.id)}")
             )
-        return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers))
+        return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers)).code
 
 
 def latest_interrupted(store: SQLiteStore, file: Path) -> Interrupted | None:
@@ -194,9 +204,10 @@ def carry_out(
     start: Callable[[], object],
     *,
     again: str = "",
-) -> int:
-    """Run a graph by `start`, saying what happens; return the exit code. `again` says what is special about it."""
+) -> Ended:
+    """Run a graph by `start`, saying what happens. `again` says what is special about it."""
     started_s = monotonic_s()
+    before = {task.id: (task.status, task.attempts) for task in graph}
     out = console()
     # The handles have what they were given; what is shown of them is what the ledger holds.
     names = {task.id: printable(redacted(task.name, store._redaction(task))) or short(task.id) for task in graph}
@@ -204,21 +215,43 @@ def carry_out(
     title, where = (printable(redacted(text, store._redaction(graph))) for text in texts)
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
     hear_signals()
+    stopped_by: BaseException | None = None
     with executor.events.subscribed(Reporter(names)):
         try:
             start()
-        except KeyboardInterrupt:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            return EXIT_CTRL_C
-        except Terminated:
-            with last_words():
-                _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            raise
-    _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-    return 0 if graph.ok else EXIT_NOT_OK
+        except (KeyboardInterrupt, Terminated) as interruption:
+            stopped_by = interruption
+    with last_words() if isinstance(stopped_by, Terminated) else contextlib.nullcontext():
+        _summarise(graph, names, before, store._readers, monotonic_s() - started_s, hint)
+    return Ended(exit_code(graph.run_status, stopped_by), stopped_by is not None)
 
 
-def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, seconds: float, hint: Hint) -> None:
+@dataclass(frozen=True)
+class Ended:
+    """How one of the things ended that a command runs: its exit code, and whether a signal asked to run no more."""
+
+    code: int
+    is_stopped: bool
+
+
+def exit_code(status: RunStatus | TaskStatus | None, stopped_by: BaseException | None) -> int:
+    """Return the exit code for what is recorded of a run or task; a signal only counts where it cut that short."""
+    if status == RunStatus.SUCCEEDED:
+        return 0
+    if status == RunStatus.FAILED or stopped_by is None:
+        return EXIT_NOT_OK
+    return stopped_by.args[0] if isinstance(stopped_by, Terminated) else EXIT_CTRL_C
+
+
+def _summarise(
+    graph: TaskGraph,
+    names: Mapping[str, str],
+    before: Mapping[str, tuple[TaskStatus, int]],
+    readers: Readers,
+    seconds: float,
+    hint: Hint,
+) -> None:
+    """Say how a run ended. `before` has the status and the number of attempts of each task before it went on."""
     out = console()
     out.print()
     for task in graph:
@@ -227,31 +260,33 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     for task in graph.blocked:
         cause = names.get(task.blocked_by or "", "another task")
         out.print(Text(f"{names[task.id]}: blocked by {cause}", "magenta"))
-    counts = Counter(task.status for task in graph)
-    parts = [f"{counts[status]} {status}" for status in TaskStatus if counts[status]]
-    verdict = ("OK", "bold green") if graph.ok else ("NOT OK", "bold red")
-    out.print(Text.assemble(verdict, f": {', '.join(parts)} in {duration(seconds)}"))
-    asking = [task for task in graph if reconcile(task._view, is_alive=False).then is Then.PERSON]
-    for task in asking:
-        decide = hint(f"resolve {short(task.id)} --rerun")
-        out.print(f"{names[task.id]} waits for a person: {decide}  (or --succeeded, or --failed)")
-    withheld = {name for task in graph if not task.is_succeeded for name in task._view.env_digests or ()}
-    again = "".join(f" --env {shlex.quote(name)}" for name in sorted(withheld))
-    if graph.run_status is RunStatus.INTERRUPTED:
-        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}{again}')}")
-    elif not graph.ok:
-        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}{again}')}")
+    kept = {task.id for task in graph if before[task.id] == (task.status, task.attempts) and _is_over(task)}
+    now = _counted(task for task in graph if task.id not in kept) or "nothing was left to do"
+    earlier = _counted(task for task in graph if task.id in kept)
+    verdict = VERDICTS.get(graph.run_status or "", VERDICTS[RunStatus.INTERRUPTED])
+    out.print(
+        Text.assemble(verdict, f": {now} in {duration(seconds)}", f"; kept from before: {earlier}" if earlier else "")
+    )
+    for step in Leftovers(readers).steps_of_graph(graph.id):
+        what = f"{names[step.id]} waits for a person" if step.verb == "resolve" else step.why
+        out.print(f"{what}: {hint.step(step)}")
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
-def _last_line(error: str | None) -> str:
-    return printable((error or "").strip().rpartition("\n")[2])
+def _is_over(task: Task) -> bool:
+    return task.status not in (TaskStatus.PENDING, TaskStatus.INTERRUPTED)
+
+
+def _counted(tasks: Iterable[Task]) -> str:
+    # The run has ended, so nobody waits for a retry any more.
+    counts = Counter(TaskStatus.INTERRUPTED if task._view.retry_due_at is not None else task.status for task in tasks)
+    return ", ".join(f"{counts[status]} {status}" for status in TaskStatus if counts[status])
 
 
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    error = _last_line(task._view.error)
-    out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
+    why = why_of_result(task._view.error, task.result)
+    out.print(Text(f"{name}{optional}: {task.status}: {why}", style=STYLES[str(task.status)]))
     for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
         out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))

@@ -169,6 +169,12 @@ def _number(value: Any) -> Markup | None:
     return Markup('<span class="ttasks-number" title="{}">{:.4g}</span>').format(value, value)
 
 
+def _exit_code(value: Any) -> Markup | None:
+    if not isinstance(value, int) or not value:
+        return None
+    return Markup('<span class="ttasks-number" title="{}">{}</span>').format(display.exit_text(value), value)
+
+
 def _yes_or_no(value: Any) -> Markup | None:
     return Markup('<span title="{}">{}</span>').format(value, "yes" if value else "no") if value in (0, 1) else None
 
@@ -256,6 +262,7 @@ _SHOWN: Final[dict[str, Callable[[Any], Markup | None]]] = {
     **dict.fromkeys(("is_deleted", "is_finally", "is_required", "git_dirty", "with_changes"), _yes_or_no),
     **dict.fromkeys(("git_commit", "source_sha256"), _commit),
     **dict.fromkeys(("data", "env", "env_digests", "redacted", "errors", "retry_policy", "arguments"), _json),
+    **dict.fromkeys(("returncode", "result_returncode"), _exit_code),
     "files": _files,
     "nano_aiu": _credits,
     **dict.fromkeys(("ai_credits", "premium_requests"), _number),

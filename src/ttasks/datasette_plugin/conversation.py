@@ -148,7 +148,7 @@ class Conversation:
         found = []
         for event in events:
             fact: Any = event.fact
-            entry = Entry(event, fact, _KINDS[type(fact)], (fact.at - self._attempt.started_at).total_seconds())
+            entry = Entry(event, fact, _KINDS[type(fact)], display.between(self._attempt.started_at, fact.at))
             if isinstance(fact, a.ToolCallStarted):
                 call = calls.get(event.position) or _unknown(fact, self._task_id, event.position)
                 ended = outputs.get(call.end_position or 0)
@@ -194,7 +194,7 @@ class Conversation:
         status = "unknown" if state.status == "running" and self._is_left else state.status
         seconds = state.duration
         if status == "running":
-            seconds = (clock.now() - state.started_at).total_seconds()
+            seconds = display.between(state.started_at, clock.now())
         return Call(
             state=state,
             status=status,

@@ -11,12 +11,13 @@ from typing import Any, Final
 from ttasks import clock
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
+from ttasks.display import took
 from ttasks.events.codec import iso
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log import checked
 from ttasks.log.checked import Checked
 from ttasks.log.projection import select
-from ttasks.log.reading import in_one_view
+from ttasks.log.reading import STANDS, in_one_view
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
@@ -50,17 +51,16 @@ class LatestAttempt:
 
     attempt: AttemptState
     task: TaskState
-    status: TaskStatus
+    status: str
     runner: RunnerState | None
 
 
 @dataclass(frozen=True)
 class Left:
-    """Something that was interrupted, and the command that goes on with it."""
+    """Something that was interrupted, and what a person can do about it: what a command does, and the command."""
 
     work: Interrupted
-    command: str
-    asking: Sequence[tuple[str, str]]
+    steps: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "running": _running(ledger, left, runs),
         "running_tasks": running_tasks,
         "tasks": latest_tasks,
-        "interrupted": [_left(ledger, work) for work in interrupted],
-        "owed": _owed(ledger, left.owed(), interrupted),
+        "interrupted": [_left(ledger, left, work) for work in interrupted],
+        "owed": _owed(left, ledger, interrupted),
         "failures": failures,
         "titles": _titles(ledger, [each.attempt.graph for each in failures]),
         "failed": failed,
@@ -136,7 +136,7 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
     ids = list(dict.fromkeys(run.graph_id for run in runs))
     places = ", ".join("?" * len(ids))
     counted = (
-        "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id"  # noqa: S608
+        f"SELECT graph_id, {STANDS}, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id"  # noqa: S608
         f" WHERE graph_id IN ({places}) GROUP BY 1, 2"
     )
 
@@ -153,11 +153,8 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
     for run in runs:
         graph = graphs[run.graph_id]
         status = left.run_status(run)
-        end = run.finished_at or (clock.now() if status is RunStatus.RUNNING else None)
-        seconds = (end - run.started_at).total_seconds() if end is not None else None
-        of_tasks = dict(counts.get(graph.id, {})) if run.run == graph.runs else {}
-        if status is RunStatus.INTERRUPTED and "running" in of_tasks:  # nobody runs them any more
-            of_tasks["interrupted"] = of_tasks.pop("running") + of_tasks.get("interrupted", 0)
+        seconds = took(run, clock.now() if status is RunStatus.RUNNING else None)
+        of_tasks = left.counts(status, counts.get(graph.id, {})) if run.run == graph.runs else {}
         told.append(LatestRun(run, graph, status, seconds, of_tasks, ledger.readers.runner(run.runner)))
     return told
 
@@ -199,7 +196,8 @@ def _attempts(ledger: Ledger, left: Leftovers, wanted: Sequence[tuple[str, int, 
 def _failures(ledger: Ledger, since: datetime) -> tuple[list[LatestAttempt], int]:
     """Return the tasks that failed last since then, with the attempt they ended with, and how many there are."""
     query = (
-        "SELECT id, count(*) OVER () FROM tasks WHERE status = 'failed' AND is_deleted = 0 AND result_finished_at >= ?"
+        "SELECT id, count(*) OVER () FROM tasks WHERE status = 'failed' AND retry_due_at IS NULL AND is_deleted = 0"
+        " AND result_finished_at >= ?"
         " ORDER BY result_finished_at DESC LIMIT ?"
     )
     parameters = [iso(since), LATEST_FAILURES]
@@ -228,14 +226,25 @@ def _last_check(ledger: Ledger, position: int) -> LastCheck | None:
     return LastCheck(noted, found is not None and found[0] == bytes.fromhex(noted.head), position - noted.position)
 
 
-def _left(ledger: Ledger, work: Interrupted) -> Left:
-    asking = [(task_id, ledger.command(f"resolve {task_id} --rerun")) for task_id in work.asking]
-    return Left(work, ledger.command(f"resume {work.id}"), asking)
+def _left(ledger: Ledger, left: Leftovers, work: Interrupted) -> Left:
+    if work.kind == "graph":
+        steps = left.steps_of_graph(work.id)
+    else:
+        task = ledger.readers.task(work.id)
+        steps = left.steps_of_task(task) if task is not None else []
+    found = ledger.readers.graph_with_tasks(work.id) if work.kind == "graph" else None
+    names = {id_: task.name for id_, task in found[1].items()} if found is not None else {work.id: work.title}
+    return Left(work, [ledger.step(step, names) for step in steps])
 
 
-def _owed(ledger: Ledger, owed: Sequence[Owed], interrupted: Sequence[Interrupted]) -> list[tuple[Owed, str]]:
-    """Return the finally tasks that are owed by runs that are not told as interrupted."""
-    told = {task_id for work in interrupted for task_id in work.owed}
-    return [
-        (each, ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed if each.task_id not in told
-    ]
+def _owed(
+    left: Leftovers, ledger: Ledger, interrupted: Sequence[Interrupted]
+) -> list[tuple[Owed, list[tuple[str, str]]]]:
+    """Return the finally tasks that are owed and are not told as interrupted, each with its steps."""
+    told = {task_id for work in interrupted for task_id in (work.id, *work.owed)}
+    found = []
+    for owed in left.owed():
+        task = ledger.readers.task(owed.task_id)
+        if task is not None and owed.task_id not in told:
+            found.append((owed, [ledger.step(step, {task.id: task.name}) for step in left.steps_of_task(task)]))
+    return found

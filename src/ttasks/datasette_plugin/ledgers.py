@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final, TypeVar
@@ -14,10 +14,12 @@ from weakref import WeakKeyDictionary
 
 from datasette.utils import tilde_encode
 
+from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError, TtasksError
 from ttasks.log import files
 from ttasks.log.projection import TABLES
 from ttasks.log.reading import Readers
+from ttasks.state.next_steps import Step
 
 ROOT: Final = "/-/ttasks"
 VISIBLE: Final = ("events", *TABLES)
@@ -63,6 +65,13 @@ class Links:
         return f"{self.of_tables}/{name}" + (f"?{urlencode(where)}" if where else "")
 
 
+_ANSWERS: Final = {
+    "--rerun": "Run it again",
+    "--succeeded": "It did what it was to do",
+    "--failed": "It did not",
+}
+
+
 @dataclass(frozen=True)
 class Ledger:
     """A ledger that Datasette serves: `name` is that of its database."""
@@ -75,6 +84,23 @@ class Ledger:
     def command(self, words: str) -> str:
         """Return the command line of ttasks that says `words` to this ledger."""
         return f"ttasks {words} --ledger {quote(str(self.path))}"
+
+    def choices(self, step: Step) -> list[tuple[str, str]]:
+        """Return what each way to take a step does, and its command."""
+        if step.verb != "resolve":
+            return [self.step(step)]
+        ways = {option: replace(step, options=(option,)) for option in (*step.options, *step.alternatives)}
+        return [(_ANSWERS[option], self.command(way.words())) for option, way in ways.items()]
+
+    def step(self, step: Step, names: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Return what a step does, and its command; `names` are those of tasks, by id."""
+        of = printable((names or {}).get(step.id, "")) or "it"
+        what = step.why
+        if step.verb == "resolve":
+            what = f"Decide what {of} counts as (or {', or '.join(step.alternatives)})"
+        elif step.verb == "resume":
+            what = f"Go on with {of}"
+        return what, self.command(step.words())
 
 
 def is_ledger_of_any_version(database: Any) -> bool:

@@ -13,7 +13,16 @@ _SINCE: Final = "coalesce(replace(nullif(trim(:since), ''), ' ', 'T'), replace(d
 _UNTIL: Final = "coalesce(replace(nullif(trim(:until), ''), ' ', 'T'), '9999') || 'z'"
 """Until when, all of the day, hour or minute that is named. A ``z`` sorts after all that can follow in a time."""
 _ENDED: Final = "('succeeded', 'failed', 'cancelled', 'blocked')"
-_SECONDS: Final = "(julianday(runs.finished_at) - julianday(runs.started_at)) * 86400"
+_SECONDS: Final = (
+    "CASE WHEN runs.finished_at IS NOT NULL THEN coalesce("
+    "(SELECT duration FROM runs AS own WHERE own.graph_id = runs.graph_id AND own.started_at = runs.started_at),"
+    " max((julianday(runs.finished_at) - julianday(runs.started_at)) * 86400, 0)) END"
+)
+"""How long a run took: as its runners measured it, else by the calendar, but never less than 0.
+
+In a ledger of format 2 `runs` has no such column: then the name is that of `_NO_DURATION`, which has to be joined.
+"""
+_NO_DURATION: Final = "(SELECT NULL AS duration) AS older"
 
 
 def _like(parameter: str) -> str:
@@ -125,6 +134,7 @@ FROM (
     count(runs.finished_at) OVER (PARTITION BY substr(runs.started_at, 1, 10), runs.status) AS ended
   FROM runs
   JOIN graphs ON graphs.id = runs.graph_id
+  CROSS JOIN {_NO_DURATION}
   WHERE runs.started_at >= {_SINCE} AND graphs.title LIKE {_like("graph")}
 )
 GROUP BY day, status

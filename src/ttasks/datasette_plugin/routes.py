@@ -20,6 +20,7 @@ from ttasks.errors import DamagedLedgerError, NotFoundError, TtasksError
 from ttasks.events.codec import iso
 from ttasks.events.status import TaskStatus
 from ttasks.log.reading import UNREADABLE
+from ttasks.state.reconcile import WAITING
 
 POLICY: Final = "; ".join(
     [
@@ -110,7 +111,7 @@ async def rendered(datasette: Any, request: Any, page: Page, ledger: Ledger | No
         "live_url": _live_url(request.query_string),
         "show": display,
         "iso": iso,
-        "states": [str(status) for status in TaskStatus],
+        "states": [*(str(status) for status in TaskStatus), WAITING],
         "static": lambda name: datasette.urls.static_plugins("ttasks", name),
         **page.context,
     }

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from typing import Any, Final
 
 from ttasks import clock
 from ttasks.datasette_plugin import graph_drawing, timeline
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
-from ttasks.display import duration, printable, short
+from ttasks.display import between, duration, printable, short, took
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.facts import GraphRunFinished, Member
 from ttasks.events.status import RunStatus, TaskStatus
@@ -23,7 +24,6 @@ from ttasks.log.reading import Readers, in_one_view
 from ttasks.log.replay import Past
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
-from ttasks.state.reconcile import Then
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.interrupted import Leftovers
 
@@ -43,7 +43,7 @@ class TaskOfRun:
 
     task: TaskState
     member: Member
-    status: TaskStatus
+    status: str
     note: str
     attempts: Sequence[AttemptState]
     ready_at: datetime | None
@@ -53,14 +53,15 @@ class TaskOfRun:
         """How many seconds passed between its being ready and its first attempt."""
         if not self.attempts or self.ready_at is None:
             return None
-        return max((self.attempts[0].started_at - self.ready_at).total_seconds(), 0)
+        return between(self.ready_at, self.attempts[0].started_at)
 
     @property
     def took(self) -> float | None:
         """How many seconds its attempts took together, the waits between them included."""
         if not self.attempts or self.attempts[-1].finished_at is None:
             return None
-        return (self.attempts[-1].finished_at - self.attempts[0].started_at).total_seconds()
+        waits = sum(between(one.finished_at or two.started_at, two.started_at) for one, two in pairwise(self.attempts))
+        return waits + sum(_took(each, self.attempts[-1].finished_at) for each in self.attempts)
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,7 @@ def _counts(members: Sequence[TaskOfRun]) -> dict[str, int]:
 
 
 def _seconds(shown: _Shown, now: datetime) -> float | None:
-    if shown.run is None:
-        return None
-    end = shown.run.finished_at or (now if shown.status is RunStatus.RUNNING else None)
-    return (end - shown.run.started_at).total_seconds() if end is not None else None
+    return took(shown.run, now if shown.status is RunStatus.RUNNING else None) if shown.run is not None else None
 
 
 def _not_well(ledger: Ledger, members: Sequence[TaskOfRun]) -> list[tuple[TaskOfRun, list[tuple[str, str]]]]:
@@ -278,6 +276,11 @@ def _heard_at(ledger: Ledger, attempt: AttemptState) -> datetime:
     return next((event.recorded_at for event in ledger.readers.matching(latest)), attempt.started_at)
 
 
+def _took(attempt: AttemptState, until: datetime) -> float:
+    """Return how many seconds an attempt took: as its runner measured it, else until a time."""
+    return attempt.duration if attempt.duration is not None else between(attempt.started_at, until)
+
+
 def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:
     spans: list[timeline.Span] = []
     if each.waited and each.ready_at is not None:
@@ -286,41 +289,25 @@ def _spans(each: TaskOfRun, until: datetime) -> list[timeline.Span]:
     before: AttemptState | None = None
     for attempt in each.attempts:
         if before is not None and before.finished_at is not None:
-            seconds = (attempt.started_at - before.finished_at).total_seconds()
+            seconds = between(before.finished_at, attempt.started_at)
             spans.append(
                 timeline.Span("retry", before.finished_at, attempt.started_at, f"retried after {duration(seconds)}")
             )
         is_last = attempt is each.attempts[-1]
         status = each.status if is_last and attempt.finished_at is None else attempt.status
         end = attempt.finished_at or until
-        took = duration((end - attempt.started_at).total_seconds())
-        spans.append(timeline.Span(status, attempt.started_at, end, f"attempt {attempt.attempt}: {status}, {took}"))
+        says = f"attempt {attempt.attempt}: {status}, {duration(_took(attempt, end))}"
+        spans.append(timeline.Span(status, attempt.started_at, end, says))
         before = attempt
     return spans
 
 
 def _commands(ledger: Ledger, shown: _Shown, members: Sequence[TaskOfRun]) -> list[tuple[str, str]]:
     """Return what a person may do next: (what it does, the command)."""
-    if not shown.is_latest or shown.graph.is_deleted:
+    if not shown.is_latest:
         return []
-    command, id_ = ledger.command, shown.graph.id
-    asking = [each for each in members if each.status is TaskStatus.INTERRUPTED and _asks(shown, each)]
-    commands = [
-        (f"Decide what {printable(each.task.name)} counts as (or --succeeded, or --failed)",
-         command(f"resolve {each.task.id} --rerun"))
-        for each in asking
-    ]  # fmt: skip
-    if shown.status is RunStatus.INTERRUPTED:
-        commands.append(("Go on with it", command(f"resume {id_}")))
-    elif shown.status in (RunStatus.FAILED, RunStatus.CANCELLED):
-        commands.append(("Carry on where it ended, as a new graph", command(f"retry {id_}")))
-    elif shown.status is RunStatus.RUNNING:
-        commands.append(("Cancel it", command(f"cancel {id_}")))
-    return commands
-
-
-def _asks(shown: _Shown, each: TaskOfRun) -> bool:
-    return shown.left.then(each.task) is Then.PERSON
+    names = {each.task.id: each.task.name for each in members}
+    return [ledger.step(step, names) for step in shown.left.steps_of_graph(shown.graph.id)]
 
 
 def _history(ledger: Ledger, shown: _Shown) -> list[Any]:

@@ -287,7 +287,7 @@ def _add_times(wanted: Wanted, column: str, conditions: list[str], parameters: l
 
 
 def _task_hit(left: Leftovers, wanted: Wanted, task: TaskState) -> Hit:
-    status = left.task_status(task)[0] if task.status is TaskStatus.RUNNING else task.status
+    status = left.task_status(task)[0]
     texts = {"title": task.title, "name": task.name, "command": task.payload, "error": task.error or ""}
     if task.name == task.title:
         del texts["name"]

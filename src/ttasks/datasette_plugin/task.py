@@ -16,7 +16,7 @@ from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.datasette_plugin.printed import Output, Part, Point
 from ttasks.datasette_plugin.telling import told
 from ttasks.datasette_plugin.terminal import Block
-from ttasks.display import printable, short
+from ttasks.display import between, printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import AttemptEnd, TaskCancelRequested, TaskProgressed, TaskResolved, TaskStarted
@@ -24,7 +24,6 @@ from ttasks.events.status import TaskStatus, TaskType
 from ttasks.log.query import EventFilter
 from ttasks.log.reading import CHANGING_NOTHING, Readers, in_one_view
 from ttasks.state import rows
-from ttasks.state.reconcile import Then
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.interrupted import Leftovers
@@ -37,6 +36,7 @@ NEIGHBOURS_MAX: Final = 50
 
 _ENDS: Final = tuple(each.__name__ for each in AttemptEnd.__subclasses__())
 _DECISIONS: Final = (TaskResolved.__name__, TaskCancelRequested.__name__)
+_NEVER_LEFT: Final = (TaskStatus.PENDING, TaskStatus.SUCCEEDED, TaskStatus.CANCELLED, TaskStatus.BLOCKED)
 _SETTLED: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.BLOCKED)
 
 
@@ -66,7 +66,7 @@ class Named:
 
     id: str
     title: str
-    status: TaskStatus
+    status: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ShownAttempt:
     """An attempt as the page shows it."""
 
     attempt: AttemptState
-    status: TaskStatus
+    status: str
     seconds: float | None
     runner: RunnerState | None
 
@@ -119,7 +119,7 @@ def page(ledger: Ledger, asked: Asked) -> Page:
         "task": task,
         "status": status,
         "note": note,
-        "go_on": _go_on(ledger, left, task) if status is TaskStatus.INTERRUPTED and not task.is_deleted else [],
+        "go_on": [choice for step in left.steps_of_task(task) for choice in ledger.choices(step)],
         "payload": Block.of(task.payload),
         "first_line": printable(_one_line(task.payload)),
         "env": sorted((task.env or {}).items()),
@@ -169,7 +169,7 @@ def _task(readers: Readers, asked: Asked) -> TaskState:
     return task
 
 
-def _token(task: TaskState, status: TaskStatus) -> str | None:
+def _token(task: TaskState, status: str) -> str | None:
     return None if status in _SETTLED and not task.is_owned else f"{task.version} {status}"
 
 
@@ -192,27 +192,11 @@ def _chosen(readers: Readers, task: TaskState, asked: Asked) -> tuple[int | None
     return wanted, attempts
 
 
-def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: TaskStatus) -> ShownAttempt:
+def _shown(readers: Readers, task: TaskState, attempt: AttemptState, status: str) -> ShownAttempt:
     is_running = attempt.status is TaskStatus.RUNNING
     is_left = is_running and status is TaskStatus.INTERRUPTED and attempt.attempt == task.attempts
-    seconds = (clock.now() - attempt.started_at).total_seconds() if is_running and not is_left else attempt.duration
+    seconds = between(attempt.started_at, clock.now()) if is_running and not is_left else attempt.duration
     return ShownAttempt(attempt, status if is_left else attempt.status, seconds, readers.runner(attempt.runner))
-
-
-def _go_on(ledger: Ledger, left: Leftovers, task: TaskState) -> list[tuple[str, str]]:
-    """Return how a person goes on with what is left of a task: what a command does, and the command."""
-    if left.then(task) is Then.PERSON:
-        return [
-            ("It did what it was to do", ledger.command(f"resolve {task.id} --succeeded")),
-            ("It did not", ledger.command(f"resolve {task.id} --failed")),
-            ("Run it again", ledger.command(f"resolve {task.id} --rerun")),
-        ]
-    for work in left.interrupted():
-        if task.id in (work.id, *work.running):
-            what = "Go on with its run" if work.kind == "graph" else "Go on with it"
-            return [(what, ledger.command(f"resume {work.id}"))]
-    owed = [each for each in left.owed() if each.task_id == task.id]
-    return [("Run it: it is owed", ledger.command(f"resume {each.graph_id} --finally-only")) for each in owed]
 
 
 def _decisions(readers: Readers, task_id: str) -> list[RecordedEvent]:
@@ -261,7 +245,7 @@ def _standing(readers: Readers, left: Leftovers, tasks: Sequence[Named]) -> list
     """Return them as they stand: what is recorded as running may have been left by a runner that is gone."""
     return [
         replace(each, status=left.task_status(task)[0])
-        if each.status not in _SETTLED and (task := readers.task(each.id)) is not None
+        if each.status not in _NEVER_LEFT and (task := readers.task(each.id)) is not None
         else each
         for each in tasks
     ]

@@ -11,6 +11,7 @@ from ttasks.events import facts as f
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact
 from ttasks.log.reading import UNREADABLE
+from ttasks.state.exits import exit_text, why
 
 CHARACTERS_MAX: Final = 200
 
@@ -30,11 +31,11 @@ def _all(*parts: str | None) -> str:
 
 
 def _ended(fact: Any) -> str:
-    error = (fact.error or "").strip().rsplit("\n", 1)[-1][:CHARACTERS_MAX]
+    error = why(fact.error, None, None)[:CHARACTERS_MAX]
     return _all(
         f"attempt {fact.attempt}" if fact.attempt is not None else "set by hand",
         f"after {display.duration(fact.duration)}" if fact.duration is not None else None,
-        f"exit code {fact.returncode}" if fact.returncode is not None else None,
+        exit_text(fact.returncode, fact.reason) if fact.returncode is not None else None,
         f"because of {fact.reason}" if fact.reason and fact.reason != "exit_code" else None,
         fact.error_code if fact.error_code != fact.reason else None,
         f"by {fact.by}" if getattr(fact, "by", None) else None,

@@ -25,6 +25,16 @@ def stderr_of(completed: subprocess.CompletedProcess[str]) -> str | StoredText:
     return completed.shown["stderr"] if isinstance(completed, StoredProcess) else completed.stderr
 
 
+def stderr_end(completed: subprocess.CompletedProcess[str], characters_max: int) -> str:
+    """Return the last characters that a process printed to stderr; of what the ledger has no more is held at once."""
+    stderr = stderr_of(completed)
+    parts = [stderr] if isinstance(stderr, str) else stderr.parts()
+    end = ""
+    for part in parts:
+        end = (end + part)[-characters_max:]
+    return end
+
+
 class StoredProcess(subprocess.CompletedProcess[Any]):
     """One whose `stdout` or `stderr` is read from the ledger, each time that it is asked for.
 

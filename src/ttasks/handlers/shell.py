@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
-from ttasks.handlers.completed import stderr_of
+from ttasks.handlers.completed import stderr_end, stderr_of
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.process import ChildProcess
+from ttasks.state.exits import BYTES_MAX as STDERR_CHARACTERS_MAX
+from ttasks.state.exits import error_text
 
 ARGUMENT_BYTES_MAX: Final = 100_000
 """Linux refuses arguments of 128 KiB and more (execve(2)); longer scripts go another way."""
@@ -97,10 +99,18 @@ def _run(
             raise
         raise TaskExecutionError(_not_started(shell, context, error)) from error
     if completed.returncode != 0:
-        failed = TaskExecutionError("", completed)
-        failed.args = (stderr_of(completed) or f"exited with code {completed.returncode}",)  # not read where it is long
-        raise failed
+        raise _failed(completed)
     return completed
+
+
+def _failed(completed: subprocess.CompletedProcess[str]) -> TaskExecutionError:
+    """Return the error of a script that did not end with 0. A long stderr is not read for it."""
+    code = completed.returncode
+    if code < 0:
+        return TaskExecutionError(error_text(code, stderr_end(completed, STDERR_CHARACTERS_MAX)), completed)
+    error = TaskExecutionError("", completed)
+    error.args = (stderr_of(completed) or error_text(code, ""),)
+    return error
 
 
 def _not_started(shell: str, context: TaskContext, error: Exception) -> str:

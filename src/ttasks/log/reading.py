@@ -34,6 +34,7 @@ from ttasks.log.query import ENVELOPE, POSITION_MAX, EventFilter
 from ttasks.state import rows
 from ttasks.state.agent import ModelCallState, PermissionState, ToolCallState
 from ttasks.state.graph import GraphState, RunState
+from ttasks.state.reconcile import WAITING
 from ttasks.state.runner import RunnerState
 from ttasks.state.task import REPORTS, AttemptState, TaskState
 from ttasks.state.task import apply as apply_task
@@ -58,6 +59,10 @@ UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowEr
 Answer = TypeVar("Answer")
 Stored = TypeVar("Stored")
 State = TypeVar("State")
+
+
+STANDS: Final = f"CASE WHEN tasks.status = 'failed' AND retry_due_at IS NOT NULL THEN '{WAITING}' ELSE tasks.status END"
+"""Where a row of `tasks` says that a task stands, as people are told it."""
 
 
 class _WrittenMeanwhileError(LedgerUnwritableError):
@@ -513,19 +518,23 @@ class Readers(LogReader):
 
         return self.ask(in_one_view(question))
 
-    def graphs(self) -> list[tuple[GraphState, dict[TaskStatus, int]]]:
-        """Return the graphs that are not deleted, without members, with how many tasks stand where; newest first."""
+    def graphs(self) -> list[tuple[GraphState, dict[str, int]]]:
+        """Return the graphs that are not deleted, without members, with how many tasks stand where; newest first.
+
+        Tasks that wait for a retry are counted as `WAITING`, not as failed.
+        """
         latest = select("graphs", "WHERE is_deleted = 0 ORDER BY created_at DESC, id DESC")
-        count = "SELECT graph_id, status, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"
+        count = f"SELECT graph_id, {STANDS}, count(*) FROM graph_tasks JOIN tasks ON tasks.id = task_id GROUP BY 1, 2"  # noqa: S608
 
         def question(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
             return connection.execute(latest).fetchall(), connection.execute(count).fetchall()
 
         found, counted = self.ask(in_one_view(question))
         states = [self._read(lambda row: rows.graph_state(row, (), ()), row) for row in found]
-        counts: dict[str, dict[TaskStatus, int]] = {}
+        counts: dict[str, dict[str, int]] = {}
         for graph_id, status, count in counted:
-            counts.setdefault(graph_id, {})[self._read(TaskStatus, status)] = count
+            stands = status if status == WAITING else self._read(TaskStatus, status)
+            counts.setdefault(graph_id, {})[stands] = count
         return [(state, counts.get(state.id, {})) for state in states]
 
     def open_graphs(self) -> list[str]:

@@ -62,8 +62,9 @@ class TaskResult(ReadWhenAsked):
 
     `duration` is in seconds, by a monotonic clock; `started_at` and `finished_at` are aware UTC. For a script `output`
     is its stdout, `error` its stderr (None when empty; ``exited with code 7`` or the time-out's text where that says
-    more), `raw` its `subprocess.CompletedProcess`. For another handler `raw` is what it returned, and `output` that
-    too when it is a text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
+    more; of a script that a signal ended, the signal and the last lines of stderr), `raw` its
+    `subprocess.CompletedProcess`. For another handler `raw` is what it returned, and `output` that too when it is a
+    text. `raw` is never persisted: a loaded result has None. `termination_reason` is None after
     success, else ``exit_code``, ``timeout``, ``cancelled``, ``handler`` or ``interrupted``. `error_code` is the word by
     which programs know what went wrong: the `code` of the TtasksError that the handler failed with (None: it has none).
 

@@ -178,11 +178,16 @@ class TaskExecutor(Executions):
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        self._cancel(task)
+
+    def _cancel(self, task: Task, *, unless_ended_since: int | None = None) -> None:
+        """Cancel a task; with `unless_ended_since` not one whose attempt after so many has ended already."""
         if self._cancel_live(task):
             return
         with task._recording:  # nobody starts or ends it meanwhile
             before = task.status
-            if before.is_sink:
+            has_ended = unless_ended_since is not None and task.attempts > unless_ended_since
+            if before.is_sink or (has_ended and not task.is_running and not task._view.is_owned):
                 return
             if task._request_cancel():  # it runs, by this handle or another, here or in another process
                 if self._cancel_left(task):

@@ -26,7 +26,6 @@ from ttasks.events.facts import (
     GraphRunFinished,
     GraphRunInterrupted,
 )
-from ttasks.events.status import RunStatus
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import OwnedRun
@@ -72,6 +71,7 @@ class GraphRun:
         self._failure: BaseException | None = None
         self._ready: deque[str] = deque()
         self._running: set[str] = set()
+        self._attempts_before: dict[str, int] = {}  # by task that was taken: how many attempts it had had
         self._is_cancelled = self._has_heard = beginning.is_cancelled
         self._is_stopped = False
         self._lost: LedgerUnwritableError | None = None
@@ -181,8 +181,8 @@ class GraphRun:
         statuses = {task_id: task.status for task_id, task in self._tasks.items()}
         self._planner = Planner(self._members, statuses, beginning.held())
         consequences = self._planner.begin(is_withdrawn=self._is_cancelled)
-        self._block(consequences)
         self._ready.extend(consequences.ready)
+        self._block(consequences)
 
     def _record_of_graph(self, fact: GraphFact) -> None:
         # Alone: what was changed about the graph meanwhile is recorded with the tasks that it names, later.
@@ -221,16 +221,10 @@ class GraphRun:
         if self._lost is not None:
             self._keep_as_interrupted(self._lost)
             raise self._lost
-        outcome = RunStatus.SUCCEEDED if self._is_ok() else RunStatus.FAILED
-        if self._is_cancelled:
-            outcome = RunStatus.CANCELLED
+        statuses = {task_id: task.status for task_id, task in self._tasks.items()}
+        outcome = self._planner.outcome(statuses, self._graph._errors.keys())
         self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors(), self._worked_s()))
         self._executor._keep_graph(self._graph)
-
-    def _is_ok(self) -> bool:
-        """True when all that this run had to do is done: tasks that were added meanwhile are no concern of it."""
-        required = (task_id for task_id, member in self._members.items() if member.is_required)
-        return all(self._tasks[task_id].is_succeeded and task_id not in self._graph._errors for task_id in required)
 
     def _keep_as_interrupted(self, lost: LedgerUnwritableError) -> None:
         """Keep the end of the run as pending: whoever saves the graph next records it."""
@@ -296,18 +290,23 @@ class GraphRun:
             if self._is_cancelled or self._is_stopped:
                 return
             self._is_cancelled = True
-            consequences = self._planner.withdraw()
+            consequences = self._planner.withdraw({task for task in self._running if self._has_ended(task)})
             self._ready = deque(task for task in self._ready if self._members[task].is_finally)
             self._ready.extend(consequences.ready)
             running = [task for task in self._running if not self._members[task].is_finally]
             self._wake()
         for task_id in running:
             try:
-                self._executor.cancel(self._tasks[task_id])
+                self._executor._cancel(self._tasks[task_id], unless_ended_since=self._attempts_before[task_id])
             except LedgerUnwritableError as lost:
                 self._lose(lost)
             except StreamConflictError:  # by another handle, or process: its own attempt here will find out
                 continue
+
+    def _has_ended(self, task_id: str) -> bool:
+        """True for a task that was taken and whose end is recorded, though it is not settled yet."""
+        task = self._tasks[task_id]
+        return task.attempts > self._attempts_before[task_id] and not task.is_running and not task._view.is_owned
 
     def _stop(self, why: str) -> None:
         """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed (SPEC §2.7)."""
@@ -330,9 +329,19 @@ class GraphRun:
                 self._lose(lost)
             except StreamConflictError:  # it did end, just now: its worker has recorded how
                 continue
-        self._close(lambda run: self._interrupted(run, why))
-        self._executor._keep_graph(self._graph)
+        if self._is_over():  # the signal came too late to interrupt anything
+            self._finish()
+        else:
+            self._close(lambda run: self._interrupted(run, why))
+            self._executor._keep_graph(self._graph)
         self._orders.put(None)
+
+    def _is_over(self) -> bool:
+        """True when each task has come to an end in this run, and all of that is recorded."""
+        ended = (
+            task.is_terminal and not task.is_interrupted and not task._view.is_owned for task in self._tasks.values()
+        )
+        return self._planner.is_finished and all(ended)
 
     def _live_attempts(self) -> list[Attempt]:
         with self._changed:
@@ -378,6 +387,7 @@ class GraphRun:
     def _take(self, task_id: str) -> str:
         self._planner.start(task_id)
         self._running.add(task_id)
+        self._attempts_before[task_id] = self._tasks[task_id].attempts
         return task_id
 
     def _upstream(self, task_id: str) -> dict[str, Task]:
@@ -475,20 +485,28 @@ class GraphRun:
         self._settle(task_id, error)
 
     def _settle(self, task_id: str, error: BaseException | None) -> None:
-        """A task is through in this run: block what can't run any more, and let start what now can."""
+        """A task is through in this run: let start what now can, and block what can't run any more.
+
+        What a start relies on is recorded by then: the finally tasks that wait for these blocks start after them.
+        """
         with self._changed:
             if error is not None:
                 self._graph._errors[task_id] = error
             consequences = self._planner.settle(task_id, succeeded=self._tasks[task_id].is_succeeded)
             if self._is_stopped:  # whoever resumes the run decides what follows from this
                 consequences = Consequences()
+            self._ready.extend(consequences.ready)
+            if consequences.blocked:  # they are recorded first, which takes a while
+                self._wake()
         self._block(consequences)
         with self._changed:
-            self._ready.extend(consequences.ready)
             self._running.discard(task_id)
             self._wake()
 
     def _block(self, consequences: Consequences) -> None:
+        """Record what is blocked; only then may the finally tasks start that waited for it."""
+        if not consequences.blocked:
+            return
         blocked = [(self._tasks[child], parent) for child, parent in consequences.blocked]
         try:
             self._executor._block(blocked, self._position)
@@ -497,6 +515,8 @@ class GraphRun:
         except TtasksError:
             for task, parent in blocked:  # one of them has changed: the others are blocked all the same
                 self._block_one(task, parent)
+        with self._changed:
+            self._ready.extend(self._planner.recorded(consequences.blocked))
 
     def _block_one(self, task: Task, parent: str) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Final
 
 from ttasks.errors import GraphError
 from ttasks.events.facts import Member
-from ttasks.events.status import TaskStatus
+from ttasks.events.status import RunStatus, TaskStatus
 
 
 class _Settled(Enum):
@@ -37,7 +37,8 @@ class Consequences:
     """What follows from something that happened in a run.
 
     `ready` lists the tasks that may start now, in the graph's order; `blocked` pairs each task that is to be recorded
-    as BLOCKED with the dependency to blame.
+    as BLOCKED with the dependency to blame. No task in `ready` relies on a block that is not recorded yet: the finally
+    tasks that wait for these come from `Planner.recorded`.
     """
 
     ready: list[str] = field(default_factory=list)
@@ -72,7 +73,9 @@ class Planner:
         self._announced: set[str] = set()
         self._started: set[str] = set()
         self._promised: set[str] = set()
+        self._unrecorded: set[str] = set()  # blocked, but the ledger does not say so yet
         self._is_withdrawn = False
+        self._is_cut_short = False
 
     @property
     def is_finished(self) -> bool:
@@ -86,6 +89,11 @@ class Planner:
             is_withdrawn: the run is resumed after it was cancelled: only finally tasks may start.
         """
         if is_withdrawn:
+            cancelled = (
+                self._before[task] is TaskStatus.CANCELLED and not self._members[task].is_finally
+                for task in self._members
+            )
+            self._is_cut_short = not self.is_finished or any(cancelled)
             self._give_up()
         consequences = self._spread(list(self._settled))
         roots = [task for task, member in self._members.items() if not member.after and not self._is_known(task)]
@@ -102,9 +110,38 @@ class Planner:
         self._settled[task] = _Settled.GOOD if succeeded else _Settled.BAD
         return self._spread([task])
 
-    def withdraw(self) -> Consequences:
-        """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled."""
+    def recorded(self, blocked: Iterable[tuple[str, str]]) -> list[str]:
+        """Take note that these blocks are recorded; return the finally tasks that waited for nothing else."""
+        quiet: deque[str] = deque()
+        for task, _ in blocked:
+            self._unrecorded.discard(task)
+            if self._stirs_before[task] == 0:
+                quiet.append(task)
+        return sorted(self._quieten(quiet), key=self._place.__getitem__)
+
+    def withdraw(self, ended: Collection[str] = ()) -> Consequences:
+        """Give up what has not started, but for finally tasks, and return what follows: the run was cancelled.
+
+        Args:
+            ended: tasks that have come to an end, though `settle` was not told yet.
+        """
+        self._is_cut_short = any(task not in self._settled and task not in ended for task in self._members)
         return self._spread(self._give_up())
+
+    def outcome(self, statuses: Mapping[str, TaskStatus], errors: Collection[str]) -> RunStatus:
+        """Return how the run ends: the one rule that decides who wins where a cancel meets the end of a run.
+
+        A run whose required tasks have all succeeded has SUCCEEDED. Any other run is CANCELLED where it was withdrawn
+        while something was left to do. A cancel that comes later changes nothing.
+
+        Args:
+            statuses: where each task stands now that all is over.
+            errors: the tasks that something was raised for.
+        """
+        required = (task for task, member in self._members.items() if member.is_required)
+        if all(statuses[task] is TaskStatus.SUCCEEDED and task not in errors for task in required):
+            return RunStatus.SUCCEEDED
+        return RunStatus.CANCELLED if self._is_cut_short else RunStatus.FAILED
 
     def _give_up(self) -> list[str]:
         given_up = [
@@ -119,8 +156,11 @@ class Planner:
     def next_after(self, task: str) -> str | None:
         """Return a task that may start as soon as `task` has succeeded, when nothing else has to happen before."""
         for child in self._children.get(task, ()):
-            waits = self._stirs_before if self._members[child].is_finally else self._waits_for
-            if waits[child] == 1 and not self._is_known(child):
+            if self._members[child].is_finally:
+                is_last = self._stirs_before[child] == 1 and self._stirs_before[task] == 0
+            else:
+                is_last = self._waits_for[child] == 1
+            if is_last and not self._is_known(child):
                 return child
         return None
 
@@ -168,6 +208,7 @@ class Planner:
                 queue.append(child)
                 if outcome is _Settled.BAD and self._before[child] is TaskStatus.PENDING:
                     blocked.append(member)
+                    self._unrecorded.add(child)
         consequences.ready += self._quieten(quiet)
         consequences.ready.sort(key=self._place.__getitem__)
         consequences.blocked = [(member.task, self._to_blame(member)) for member in blocked]
@@ -176,13 +217,16 @@ class Planner:
     def _quieten(self, quiet: deque[str]) -> list[str]:
         """Take note that nothing more happens in these, nor before them; return the finally tasks that are ready.
 
-        One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended.
+        One that is blocked or withdrawn can't change, but what it waited for may still run, or be being ended; and a
+        block counts only once it is recorded.
         """
         ready = []
         while quiet:
             for child in self._children.get(quiet.popleft(), ()):
                 self._stirs_before[child] -= 1
                 if self._stirs_before[child] > 0:
+                    continue
+                if child in self._unrecorded:
                     continue
                 if child in self._settled:
                     quiet.append(child)

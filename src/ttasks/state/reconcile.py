@@ -18,6 +18,10 @@ INTERRUPTIONS_MAX: Final = 3
 """So many interrupted attempts in a row, and a task waits for a person: it may be what crashes the machine."""
 
 
+WAITING: Final = "waiting"
+"""Where people are told that a task stands which is FAILED, and whose living runner will try it again."""
+
+
 class Claim(StrEnum):
     """What the log says of a task."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
 from ttasks.errors import NotFoundError
@@ -12,8 +12,10 @@ from ttasks.log.query import EventFilter
 from ttasks.log.reading import Readers
 from ttasks.log.replay import Past
 from ttasks.model.interrupted import Interrupted, Owed
+from ttasks.state import next_steps
 from ttasks.state.graph import GraphState, RunState
-from ttasks.state.reconcile import Claim, Then, claim, reconcile
+from ttasks.state.next_steps import Step
+from ttasks.state.reconcile import WAITING, Claim, Then, claim, reconcile
 from ttasks.state.task import AttemptState, TaskState
 from ttasks.stores.recovery import gone, without_runner
 
@@ -43,6 +45,30 @@ class Leftovers:
                     found.append(Owed(graph.id, task.id, task.title, asks))
         return found
 
+    def steps_of_graph(self, graph_id: str) -> list[Step]:
+        """Return what a person can do next about a graph and its tasks; nothing for one that was deleted."""
+        found = self._readers.graph_with_tasks(graph_id)
+        if found is None or found[0].is_deleted:
+            return []
+        graph, tasks = found
+        runs = self._readers.runs(graph_id, newest_first=True, limit=1)
+        status = self.run_status(runs[0]) if runs else None
+        is_cancelled = bool(runs) and runs[0].cancel_requested_by is not None
+        left = {id_ for id_ in graph.members if not tasks[id_].is_deleted and self.is_left(tasks[id_])}
+        return next_steps.for_graph(
+            graph_id, status, graph.members, tasks, left, graph.errors.keys(), is_cancelled=is_cancelled
+        )
+
+    def steps_of_task(self, task: TaskState) -> list[Step]:
+        """Return what a person can do next about a task that was left, and about its graph; nothing for any other."""
+        if task.is_deleted or not self.is_left(task):
+            return []
+        latest = next(iter(self._readers.attempts(task.id)[-1:]), None)
+        graph_id = latest.graph if latest is not None else None
+        if graph_id is not None and (steps := self.steps_of_graph(graph_id)):
+            return next_steps.of_task(steps, task.id, graph_id)
+        return next_steps.for_task(task)
+
     def is_interrupted(self, run: RunState) -> bool:
         """True for a run that is recorded as interrupted, or that nobody runs any more."""
         while run.status is RunStatus.RUNNING:
@@ -70,9 +96,25 @@ class Leftovers:
         """Return where a run stands, as far as this host can tell."""
         return RunStatus.INTERRUPTED if self.is_interrupted(run) else run.status
 
-    def task_status(self, task: TaskState) -> tuple[TaskStatus, str]:
-        """Return where a task stands, as far as this host can tell, and what there is to say about that."""
+    def counts(self, status: RunStatus | str, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return how many tasks of a run stand where: in one that was interrupted nobody runs, or waits for, any."""
+        told = dict(counts)
+        if status == RunStatus.INTERRUPTED:
+            for claimed in (TaskStatus.RUNNING, WAITING):
+                left = told.pop(claimed, 0)
+                if left:
+                    told[TaskStatus.INTERRUPTED] = told.get(TaskStatus.INTERRUPTED, 0) + left
+        return told
+
+    def task_status(self, task: TaskState) -> tuple[str, str]:
+        """Return where a task stands, as far as this host can tell, and what there is to say about that.
+
+        It is a `TaskStatus`, or `WAITING` for a task that waits for its retry.
+        """
         if not self.is_left(task):
+            if task.retry_due_at is not None:
+                due = task.retry_due_at.astimezone().strftime("%H:%M:%S")
+                return WAITING, f"attempt {task.attempts} failed, the next is due at {due}"
             return task.status, ""
         note = "it waits for a person" if self.then(task) is Then.PERSON else ""
         if claim(task) is Claim.INTERRUPTED:
