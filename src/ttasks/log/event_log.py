@@ -19,13 +19,14 @@ from ttasks import clock
 from ttasks.errors import LedgerError, LedgerUnwritableError
 from ttasks.events.facts import GraphCancelRequested, LedgerCreated, RunnerStarted, TaskCancelRequested
 from ttasks.log import files
+from ttasks.log.checkout import describe_git, git_root
 from ttasks.log.listener import Listener
 from ttasks.log.liveness import RunnerLock
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
-from ttasks.log.runner import describe_git, describe_runner, git_root, working_directory
+from ttasks.log.runner import describe_runner, working_directory
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
 from ttasks.version import __version__
 
