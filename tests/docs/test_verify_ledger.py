@@ -85,7 +85,7 @@ def test_a_ledger_in_a_folder_that_can_not_be_written_is_read_and_left_alone(
     report = verify(Readers.open(original))
     # Nobody may be kept from the source tree, unlike from an installed ttasks: what is read there is read now.
     schema = current_schema()
-    monkeypatch.setattr("ttasks.log.verify.current_schema", lambda: schema)
+    monkeypatch.setattr("ttasks.log.verify.current_schema", lambda _: schema)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(shutil.copy(original, folder))
         path.chmod(0o444)

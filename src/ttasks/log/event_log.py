@@ -24,6 +24,7 @@ from ttasks.log.listener import Listener
 from ttasks.log.liveness import RunnerLock
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.migrating import bring_up_to_date
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_runner, working_directory
@@ -181,7 +182,8 @@ class EventLog:
 
         Raises:
             NotALedgerError: the file is something else, or a ledger of a newer ttasks. It was left untouched.
-            LedgerUnwritableError: it can't be made, locked or written here.
+            LedgerUnwritableError: it can't be made, locked or written here; or it is of an older version, and a process
+                of an older ttasks works with it.
             LedgerError: it is open here already, with another durability, or without some of this redaction.
         """
         if durability not in ("full", "normal"):
@@ -234,8 +236,8 @@ class EventLog:
                 files.create(self.path)
         connection = files.open_writer(self.path, durability=self.durability)
         try:
-            if version is not None and version < SCHEMA_VERSION:
-                files.upgrade(connection)
+            if self.path is not None and version is not None and version < SCHEMA_VERSION:
+                bring_up_to_date(connection, self.path, version)
             if self.path is not None:
                 status = self.path.stat()
                 identity = status.st_dev, status.st_ino

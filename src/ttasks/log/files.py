@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
+from ttasks.log.older import complete
 
 MEMORY: Final = ":memory:"
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -80,7 +81,7 @@ def schema_version(path: Path) -> int | None:
         )
     version = max(version, _version_in_wal(path))
     if version > SCHEMA_VERSION:
-        raise another_version(path, version)
+        raise newer_version(path, version)
     return int(version)
 
 
@@ -105,7 +106,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
         if path.stat().st_size >= HEADER_BYTES:
             with contextlib.closing(_connect(_address(path) + "?immutable=1")) as connection:
                 (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-                return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
+                return int(application_id) & 0xFFFF_FFFF, read_version(connection)
     except (OSError, *SQLITE_ERRORS):
         return _identity_of_another(path)
     return _identity_of_another(path)
@@ -139,21 +140,16 @@ def _version_in_wal(path: Path) -> int:
     try:
         opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
         with contextlib.closing(opened) as connection:
-            return _read_version(connection, first)
+            return read_version(connection, first)
     except SQLITE_ERRORS:  # whoever opens it to read or write meets that error again, and says so
         return 0
 
 
-def another_version(path: Path, version: int) -> NotALedgerError:
-    """Return the refusal of a ledger whose schema is newer than this ttasks, or older than it can read."""
-    if version > SCHEMA_VERSION:
-        return NotALedgerError(
-            f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
-            "it was left untouched. Upgrade ttasks to use it"
-        )
+def newer_version(path: Path, version: int) -> NotALedgerError:
+    """Return the refusal of a ledger whose schema is newer than this ttasks."""
     return NotALedgerError(
-        f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: it was left untouched. "
-        "Open it for writing once (any `ttasks run` with it does) to migrate it"
+        f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
+        "it was left untouched. Upgrade ttasks to use it"
     )
 
 
@@ -246,8 +242,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_reader(path: Path) -> tuple[sqlite3.Connection, Fingerprint | None]:
+def open_reader(path: Path) -> tuple[ReadingConnection, Fingerprint | None]:
     """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written.
+
+    An older ledger looks through it like one of this version (see `older`).
 
     Where there is no ``-shm``, nobody has the ledger open. To read it as usual, SQLite would make one and leave it
     there, so it is read without one, and without locks. What is read so counts only if the fingerprint, which comes
@@ -277,7 +275,13 @@ def _beside_wal(path: Path, now: Fingerprint) -> tuple[str, ...]:
     return _address(path) + "?mode=ro&vfs=unix-none", "PRAGMA locking_mode = EXCLUSIVE"
 
 
-class _Lockless(sqlite3.Connection):
+class ReadingConnection(sqlite3.Connection):
+    """A connection that only reads. `version` is the schema version that the ledger had when it was opened."""
+
+    version: int
+
+
+class _Lockless(ReadingConnection):
     """A connection to a file that nobody had open: it knows of no locks, also not of those that its closing gives up.
 
     See `_identity`. It is kept open as long as somebody, maybe in this process, has the ledger open as usual by now.
@@ -294,11 +298,13 @@ class _Lockless(sqlite3.Connection):
                 sqlite3.Connection.close(each)
 
 
-def _connect(address: str, *, timeout: float = 30) -> sqlite3.Connection:
-    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+def _connect(address: str, *, timeout: float = 30) -> ReadingConnection:
+    return sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=ReadingConnection
+    )
 
 
-def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> sqlite3.Connection:
+def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> ReadingConnection:
     connection = sqlite3.connect(
         address, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout, factory=_Lockless
     )
@@ -306,21 +312,23 @@ def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> sqlit
     return connection
 
 
-def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
-    """Execute what is to come first, and return the schema version."""
+def read_version(connection: sqlite3.Connection, first: Iterable[str] = ()) -> int:
+    """Execute what is to come first, and return the schema version that a ledger has now."""
     for statement in first:
         connection.execute(statement).fetchall()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
 
 
-def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> sqlite3.Connection:
+def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = False) -> ReadingConnection:
     connection = _connect_lockless(path, address) if is_lockless else _connect(address)
     try:
+        connection.version = read_version(connection, first)
+        if connection.version > SCHEMA_VERSION:
+            raise newer_version(path, connection.version)
+        if connection.version < SCHEMA_VERSION:
+            complete(connection)
         connection.execute("PRAGMA query_only = 1")
-        version = _read_version(connection, first)
-        if version != SCHEMA_VERSION:
-            raise another_version(path, version)
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except BaseException:
         connection.close()

@@ -54,13 +54,22 @@ SchemaObject = tuple[str, str, str, str | None]
 """Type, name, table and SQL of what the schema holds; an index that SQLite makes itself has no SQL."""
 
 
-def current_schema() -> set[SchemaObject]:
-    """Return what the schema of a current ledger holds, but for the notes of which migrations were applied."""
+def current_schema(version: int | None = None) -> set[SchemaObject]:
+    """Return what the schema of a ledger holds, but for the notes of which migrations were applied.
+
+    Args:
+        version: the ledger's; None: that of a current one.
+    """
     with closing(sqlite3.connect(":memory:")) as connection:
-        for script in _scripts():
-            for statement in statements(script.read_text("utf-8")):
-                connection.execute(statement)
+        make_schema(connection, SCHEMA_VERSION if version is None else version)
         return schema_of(connection)
+
+
+def make_schema(connection: sqlite3.Connection, version: int) -> None:
+    """Make the tables of a ledger of this version in an empty database."""
+    for script in _scripts()[:version]:
+        for statement in statements(script.read_text("utf-8")):
+            connection.execute(statement)
 
 
 def schema_of(connection: sqlite3.Connection) -> set[SchemaObject]:

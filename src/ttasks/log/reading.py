@@ -26,8 +26,8 @@ from ttasks.events.codec import FACT_TYPES, decode, from_iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSucceeded
 from ttasks.events.status import TaskStatus
-from ttasks.log import files
-from ttasks.log.files import Fingerprint
+from ttasks.log import files, migrate
+from ttasks.log.files import Fingerprint, ReadingConnection
 from ttasks.log.projection import load_graph, select
 from ttasks.log.query import POSITION_MAX, EventFilter
 from ttasks.state import rows
@@ -205,7 +205,10 @@ class LogReader(ABC):
 
 
 class Readers(LogReader):
-    """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself."""
+    """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself.
+
+    `schema_version` is what it had when it was last looked at: a ledger of an older ttasks is read as it is.
+    """
 
     def __init__(
         self, path: Path | None, in_memory: Callable[[], AbstractContextManager[sqlite3.Connection]] | None = None
@@ -213,9 +216,10 @@ class Readers(LogReader):
         self.path = path
         self._in_memory = in_memory
         self._mutex = threading.Lock()
-        self._idle: list[tuple[sqlite3.Connection, Fingerprint | None]] = []
+        self._idle: list[tuple[ReadingConnection, Fingerprint | None]] = []
         self._forks = 0
         self._is_closed = False
+        self.schema_version = migrate.SCHEMA_VERSION
         _READERS.add(self)
 
     @classmethod
@@ -223,7 +227,7 @@ class Readers(LogReader):
         """Return the reading side of the ledger at `path`, which is neither locked, migrated nor made.
 
         Raises:
-            NotALedgerError: there is no ledger, or one of another version.
+            NotALedgerError: there is no ledger, or one of a newer version.
             LedgerUnwritableError: it can't be read.
         """
         version = files.schema_version(path)
@@ -280,7 +284,7 @@ class Readers(LogReader):
         if self._forks == forks:
             connection.close()
 
-    def _take(self) -> tuple[int, sqlite3.Connection, Fingerprint | None]:
+    def _take(self) -> tuple[int, ReadingConnection, Fingerprint | None]:
         assert self.path is not None
         while True:
             with self._mutex:
@@ -288,16 +292,22 @@ class Readers(LogReader):
             if idle is None:
                 found = Fingerprint.of(self.path)
                 try:
-                    return forks, *files.open_reader(self.path)
+                    connection, before = files.open_reader(self.path)
                 except files.SQLITE_ERRORS as error:
                     raise self._refusal(error, found) from error
+                self.schema_version = connection.version
+                return forks, connection, before
             connection, before = idle
-            if not self._was_written_since(before):
+            if not self._was_written_since(before) and not self._was_migrated_since(connection):
                 return forks, connection, before
             connection.close()
 
     def _was_written_since(self, before: Fingerprint | None) -> bool:
         return before is not None and self.path is not None and Fingerprint.of(self.path) != before
+
+    def _was_migrated_since(self, connection: ReadingConnection) -> bool:
+        """True where a connection to an older ledger has stand-ins for what is there by now."""
+        return connection.version < migrate.SCHEMA_VERSION and files.read_version(connection) != connection.version
 
     def _written_meanwhile(self) -> _WrittenMeanwhileError:
         return _WrittenMeanwhileError(f"the ledger {self.path} was written to while it was read; read it again")
