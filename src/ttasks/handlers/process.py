@@ -46,7 +46,7 @@ class ChildProcess:
         self._failure: Exception | None = None
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
-        self._wake = threading.Event()
+        self._wake = clock.Wakeup()
         self._starting = threading.Lock()
         self._is_ending = False
         self._is_gone = False

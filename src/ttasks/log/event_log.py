@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import LedgerError, LedgerUnwritableError
+from ttasks.errors import LedgerError, LedgerUnwritableError, ReentranceError
 from ttasks.events.facts import GraphCancelRequested, LedgerCreated, RunnerStarted, TaskCancelRequested
 from ttasks.log import files
 from ttasks.log.checkout import describe_git, git_root
@@ -29,6 +29,7 @@ from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_runner, working_directory
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, first_event, runner_started
+from ttasks.reentrance import is_mine, section, wait_for_handed_over
 from ttasks.version import __version__
 
 BUSY_TIMEOUT_S: Final = 30.0
@@ -143,9 +144,9 @@ class EventLog:
 
     def _begin_unshared(self) -> None:
         """Set up what threads share and what the operating system hands out: at the start, and after a fork."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._queue: deque[_Request] = deque()
-        self._lead = threading.Lock()
+        self._lead = threading.RLock()
         # Held while the connection is used: by whoever leads, and in memory by readers, who share it.
         self._connection_lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -194,6 +195,8 @@ class EventLog:
             log._users = 1
             return log
         real = Path(os.path.realpath(path))
+        if is_mine(_OPEN_LOCK):
+            raise ReentranceError("opening a ledger")
         with _OPEN_LOCK:
             shared = _OPEN.get(real)
             if shared is None or not shared._is_in_place():
@@ -257,7 +260,14 @@ class EventLog:
         self.ledger, self._digest_key = first.ledger, first.digest_key
 
     def close(self) -> None:
-        """Give up this use of the log; the last one closes the file."""
+        """Give up this use of the log; the last one closes the file.
+
+        Raises:
+            ReentranceError: this thread is inside an append to this ledger. Nothing was closed.
+        """
+        if self._users == 1:
+            self._refuse_reentrance("closing a ledger")
+            wait_for_handed_over(DESCRIBE_WAIT_S)
         with _OPEN_LOCK:
             self._users -= 1
             if self._users > 0:
@@ -270,7 +280,7 @@ class EventLog:
             self._listener.stop()
             self._listener = None
         self.readers.close()
-        with self._connection_lock:
+        with section(), self._connection_lock:
             if self._connection is not None:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._turn:
@@ -334,17 +344,20 @@ class EventLog:
             StreamConflictError: somebody appended first. Nothing was written: load and decide again.
             TransitionError: a fact can't follow in its stream's state. Nothing was written.
             LedgerUnwritableError: the disk refused, or nobody let go of the ledger in time. Nothing was written.
+            ReentranceError: this thread is inside an append to this ledger. Nothing was written.
 
         On return the events survive power loss (``synchronous=FULL``, sqlite.org/pragma.html#pragma_synchronous).
         Threads that append at the same time share a commit. An exception that comes from outside while this waits
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
+        self._refuse_reentrance("an append")
         request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
         is_tidy = False
         try:
             with self._mutex:
                 self._queue.append(request)
-            if self._lead.locked():
+                is_first = len(self._queue) == 1
+            if not is_first:  # somebody leads, or is about to
                 request.wait()
             if not request.is_settled:
                 with self._lead:
@@ -370,8 +383,9 @@ class EventLog:
         Raises:
             LedgerUnwritableError: the disk refused. The rows stay as they were.
         """
+        self._refuse_reentrance("making the rows again")
         try:
-            with self._connection_lock, self._turn:
+            with section(), self._connection_lock, self._turn:
                 return self._writer().replace_rows(tables, refill)
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
@@ -505,10 +519,17 @@ class EventLog:
         self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
         self._describer.start()
 
+    def _refuse_reentrance(self, what: str) -> None:
+        """Refuse what would wait for a lock that this very thread holds: a signal handler came in between."""
+        if is_mine(self._lead) or is_mine(self._mutex) or is_mine(self._connection_lock):
+            raise ReentranceError(what)
+
     @contextlib.contextmanager
     def _shared(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection of a ledger in memory to a reader."""
-        with self._connection_lock:
+        if is_mine(self._connection_lock) and self._connection is not None and self._connection.in_transaction:
+            raise ReentranceError("reading a ledger in memory")
+        with section(), self._connection_lock:
             if self._connection is None:
                 self._connect()
             assert self._connection is not None
@@ -519,7 +540,7 @@ class EventLog:
 
 
 _OPEN: dict[Path, EventLog] = {}
-_OPEN_LOCK = threading.Lock()
+_OPEN_LOCK = threading.RLock()
 _LOGS: weakref.WeakSet[EventLog] = weakref.WeakSet()
 _HELD = threading.local()
 _INHERITED: list[object] = []
@@ -538,7 +559,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _OPEN_LOCK
-    _OPEN_LOCK = threading.Lock()
+    _OPEN_LOCK = threading.RLock()
     for log, is_held in _HELD.logs:
         log._after_fork(was_quiet=is_held)
 

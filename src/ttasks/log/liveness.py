@@ -32,7 +32,7 @@ CHILD_WAIT_S: Final = 0.5
 LOOK_AGAIN_S: Final = 0.005
 
 _IN_HAND: Final[Counter[tuple[str | None, str]]] = Counter()
-_IN_HAND_LOCK = threading.Lock()
+_IN_HAND_LOCK = threading.RLock()
 
 
 class RunnerLock:
@@ -210,7 +210,7 @@ class Liveness:
 
 def _after_fork_in_child() -> None:
     global _IN_HAND_LOCK
-    _IN_HAND_LOCK = threading.Lock()
+    _IN_HAND_LOCK = threading.RLock()
     _IN_HAND.clear()
 
 

@@ -215,7 +215,7 @@ class Readers(LogReader):
     ) -> None:
         self.path = path
         self._in_memory = in_memory
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._idle: list[tuple[ReadingConnection, Fingerprint | None]] = []
         self._forks = 0
         self._is_closed = False
@@ -288,7 +288,9 @@ class Readers(LogReader):
         assert self.path is not None
         while True:
             with self._mutex:
-                forks, idle = self._forks, self._idle.pop() if self._idle else None
+                forks, idle = self._forks, None
+                with contextlib.suppress(IndexError):  # a signal handler may come in here, and take the last one
+                    idle = self._idle.pop()
             if idle is None:
                 found = Fingerprint.of(self.path)
                 try:
@@ -334,7 +336,7 @@ class Readers(LogReader):
 
     def _after_fork(self) -> None:
         """In a forked child: give up the parent's connections, but for those that were in use (see `files`)."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._forks += 1
         idle, self._idle = self._idle, []
         for connection, _ in idle:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from ttasks import clock, errors
-from ttasks.errors import StreamConflictError
+from ttasks.errors import ReentranceError, StreamConflictError
 from ttasks.events.status import TaskType
 from ttasks.handlers.context import check_upstream
 from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
@@ -22,6 +22,7 @@ from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.public import public
+from ttasks.reentrance import hand_over, is_inside, is_mine, refuse, section
 from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.executions import Executions, last
@@ -170,7 +171,8 @@ class TaskExecutor(Executions):
         """Cancel `task`; nothing after SUCCEEDED, and repeating it is harmless.
 
         One that runs here has its process group ended, and its own `execute` publishes CANCELLED. One that has not
-        started gets a CANCELLED result and one CANCELLED event.
+        started gets a CANCELLED result and one CANCELLED event. It may be called by a signal handler: where its thread
+        is recording just then, another one does it as soon as that is done.
 
         Raises:
             TypeError: `task must be a Task`.
@@ -178,9 +180,12 @@ class TaskExecutor(Executions):
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        if is_inside() or is_mine(task._lock):
+            hand_over(lambda: self.cancel(task))
+            return
         if self._cancel_live(task):
             return
-        with task._recording:  # nobody starts or ends it meanwhile
+        with section(), task._recording:  # nobody starts or ends it meanwhile
             before = task.status
             if before.is_sink:
                 return
@@ -225,13 +230,17 @@ class TaskExecutor(Executions):
         Raises:
             TypeError: a wrong argument.
             RuntimeError: `executor is shut down`.
+            ReentranceError: a signal handler calls this while its own thread submits or records. Nothing was queued.
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
+        refuse("submitting a task")
         given = check_upstream(upstream)
         self._check_may_start(task)
+        if is_mine(self._lock):
+            raise ReentranceError("submitting a task")
         with self._lock:
             if self._is_shutdown:
                 raise RuntimeError("executor is shut down")
@@ -280,6 +289,7 @@ class TaskExecutor(Executions):
         from ttasks.runtime.beginning import Beginning
         from ttasks.runtime.graph_run import GraphRun
 
+        refuse("running a graph")
         GraphRun(Beginning(self, graph, max_workers)).run()
         return graph
 
@@ -309,11 +319,14 @@ class TaskExecutor(Executions):
         """
         from ttasks.runtime.resume import resume
 
+        refuse("resuming")
         return resume(self, what, finally_only=finally_only, force_handlers=force_handlers)
 
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
         worker = publishing_for() or threading.get_ident()
+        if is_inside() or is_mine(self._lock):
+            raise ReentranceError("shutting down an executor")
         with self._lock:
             self._is_shutdown = True
             pool = self._pool
