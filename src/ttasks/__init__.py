@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         LedgerUnwritableError,
         NotALedgerError,
         NotFoundError,
+        NoThreadError,
         NotResumableError,
         RedactionError,
         ReentranceError,
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "ttasks.errors": (
         "AlreadyRunningError", "CopilotError", "DamagedLedgerError", "GraphError", "LedgerError",
-        "LedgerUnwritableError",
+        "LedgerUnwritableError", "NoThreadError",
         "NotALedgerError", "NotFoundError", "NotResumableError", "RedactionError", "ReentranceError", "SealedTaskError",
         "StreamConflictError", "SurvivorError", "TaskCancelled", "TaskExecutionError", "TaskTimeoutError",
         "TransitionError", "TtasksError",
@@ -126,6 +127,7 @@ __all__ = [
     "Interrupted",
     "LedgerError",
     "LedgerUnwritableError",
+    "NoThreadError",
     "NotALedgerError",
     "NotFoundError",
     "NotResumableError",

@@ -204,6 +204,21 @@ class ReentranceError(TtasksError, RuntimeError):
         return type(self), (self.what,)
 
 
+class NoThreadError(TtasksError, RuntimeError):
+    """Something needs a thread, and there is none: the interpreter is ending, or the system has no more to give.
+
+    Nothing was done.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        self.what = what
+        self.why = why
+        super().__init__(f"{what} needs a thread, and there is none to be had: {why}. Nothing was done")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.what, self.why)
+
+
 class StreamConflictError(LedgerError):
     """Somebody else appended to this stream first. Nothing was written: load again and decide again.
 

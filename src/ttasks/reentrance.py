@@ -10,10 +10,13 @@ import _thread
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from sys import is_finalizing
+from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import ReentranceError
+from ttasks.errors import NoThreadError, ReentranceError
+
+EXITING: Final = "the interpreter is ending, so do it before its end"
 
 _LOCAL = threading.local()
 _HANDED_OVER: set[Any] = set()
@@ -40,20 +43,38 @@ def is_inside() -> bool:
 
 
 def refuse(what: str) -> None:
-    """Refuse `what` where this thread is inside its section.
+    """Refuse `what` where this thread is inside its section, or the interpreter is ending.
 
     Raises:
-        ReentranceError: it is. Nothing was done.
+        ReentranceError: it is inside. Nothing was done.
+        NoThreadError: no thread can be started any more, which a process needs as well. Nothing was done.
     """
     if is_inside():
         raise ReentranceError(what)
+    if not threading.main_thread().is_alive():
+        _refuse_at_exit(what)
+
+
+def _refuse_at_exit(what: str) -> None:
+    # Until when threads can be started is another moment in each version of Python. Up to 3.11 they can always, but
+    # while modules are cleared away none of them ever runs.
+    if is_finalizing():
+        raise NoThreadError(what, EXITING)
+    try:
+        _thread.start_new_thread(_nothing, ())
+    except RuntimeError as error:
+        raise NoThreadError(what, EXITING) from error
+
+
+def _nothing() -> None:
+    """Show that there are threads."""
 
 
 def hand_over(call: Callable[[], object]) -> None:
     """Have another thread call `call`, once it gets what this one holds; what that raises goes to `sys.unraisablehook`.
 
     Raises:
-        ReentranceError: there is no other thread to be had. Nothing was done.
+        NoThreadError: there is no other thread to be had. Nothing was done.
     """
     done = _thread.allocate_lock()
     done.acquire()
@@ -70,7 +91,7 @@ def hand_over(call: Callable[[], object]) -> None:
         _thread.start_new_thread(run, ())  # not a Thread: its class has locks, which this thread may be in as well
     except RuntimeError as error:
         _HANDED_OVER.discard(done)
-        raise ReentranceError("a cancel") from error
+        raise NoThreadError("a cancel while its thread is recording", str(error)) from error
 
 
 def wait_for_handed_over(seconds: float) -> None:

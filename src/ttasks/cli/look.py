@@ -13,7 +13,7 @@ from rich.text import Text
 from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, state
 from ttasks.display import count, duration, moment, printable, short
-from ttasks.errors import DamagedLedgerError, NotFoundError
+from ttasks.errors import NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
@@ -61,7 +61,7 @@ def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple
     """Return where a graph stands, as far as this host can tell, and how long its latest run took."""
     if graph.run_status is None:
         return "pending", ""
-    run = readers.runs(graph.id, newest_first=True, limit=1)[0]
+    run = readers.latest_run(graph.id)
     took = duration((run.finished_at - run.started_at).total_seconds()) if run.finished_at is not None else ""
     return left.run_status(run), took
 
@@ -100,8 +100,9 @@ def _field(name: str, value: object) -> None:
 
 
 def _show_graph(readers: Readers, graph_id: str) -> None:
-    graph = readers.graph(graph_id)
-    assert graph is not None
+    found = readers.graph_with_tasks(graph_id)
+    assert found is not None
+    graph, tasks = found
     left = Leftovers(readers)
     status, took = _graph_status(readers, left, graph)
     _field("graph", graph.id)
@@ -117,13 +118,6 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         by = _who(readers.runner(began) if began is not None else None)
         by += f"; resumed {_who(readers.runner(run.runner))}" if run.runner != began else ""
         _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {by}")
-    tasks = readers.tasks_of_graph(graph_id)
-    named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
-    if not named <= tasks.keys():
-        raise DamagedLedgerError(
-            f"{readers.path} lacks tasks of graph {graph_id}; `ttasks verify` says which, "
-            "and `ttasks rebuild` makes all rows again"
-        )
     table = _table("task", "name", "status", "attempts", "took", "after", "")
     for member in graph.members.values():
         task = tasks[member.task]

@@ -95,7 +95,10 @@ class ChildProcess:
         with self._starting:
             is_first, self._is_ending = not self._is_ending, True
         if is_first:
-            threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+            try:
+                threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+            except RuntimeError:  # the system has no more threads to give
+                self._end()
         clock.wait(self._ended)
 
     def _end(self) -> None:

@@ -274,20 +274,28 @@ class EventLog:
                 return
             if self.path is not None and _OPEN.get(self.path) is self:
                 del _OPEN[self.path]
-        if self._describer is not None:
-            self._describer.join(DESCRIBE_WAIT_S)
-        if self._listener is not None:
-            self._listener.stop()
-            self._listener = None
-        self.readers.close()
-        with section(), self._connection_lock:
-            if self._connection is not None:
+        # Whatever fails (there may be no memory left), what comes after it is given up all the same.
+        with section(), contextlib.ExitStack() as left:
+            left.callback(self._forget)
+            left.callback(self._close_file)
+            left.callback(self.readers.close)
+            if self._describer is not None:
+                self._describer.join(DESCRIBE_WAIT_S)
+            if self._listener is not None:
+                self._listener.stop()
+                self._listener = None
+
+    def _close_file(self) -> None:
+        with self._connection_lock:
+            if self._connection is None:
+                return
+            try:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._turn:
                     self._connection.close()
+            finally:
                 if self._runner_lock is not None:
                     self._runner_lock.release()
-            self._forget()
 
     def __del__(self) -> None:
         # A ledger in memory may be dropped without a word; newer Pythons warn of connections that are.
@@ -296,15 +304,17 @@ class EventLog:
             connection.close()
 
     def _forget(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-        self._transaction = None
-        if self._lock is not None:
-            self._lock.close()
-        if self._runner_lock is not None:
-            self._runner_lock.leave()
-        self._runner_lock = None
+        with self._connection_lock:
+            connection, self._connection, self._transaction = self._connection, None, None
+            runner_lock, self._runner_lock = self._runner_lock, None
+            try:
+                if connection is not None:
+                    connection.close()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
+                if runner_lock is not None:
+                    runner_lock.leave()
 
     def _is_in_place(self) -> bool:
         if self.path is None:
@@ -491,7 +501,9 @@ class EventLog:
         """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
         if self._listener is None and self.path is not None:
-            self._listener = Listener(self.readers, self._watchers)
+            # Where the system has no thread to give, the work goes on. A cancel by another process is met at its end.
+            with contextlib.suppress(RuntimeError):
+                self._listener = Listener(self.readers, self._watchers)
 
     def unwatch(self, stream: str) -> None:
         """Forget the watcher of `stream`."""
@@ -516,8 +528,10 @@ class EventLog:
                 if root is not None:
                     self.append(Batch(stream, [describe_git(root)], None, position))
 
-        self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
-        self._describer.start()
+        describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: the runner stays without a description
+            describer.start()
+            self._describer = describer
 
     def _refuse_reentrance(self, what: str) -> None:
         """Refuse what would wait for a lock that this very thread holds: a signal handler came in between."""

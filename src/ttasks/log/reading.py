@@ -90,6 +90,14 @@ def event_of(row: tuple[Any, ...]) -> RecordedEvent:
         raise DamagedLedgerError(f"event {position} ({type_}) can't be read: {error!r}") from error
 
 
+def lacks(path: Path | None, what: str) -> DamagedLedgerError:
+    """Return what to raise where a row is missing that another row speaks of."""
+    return DamagedLedgerError(
+        f"{path or files.MEMORY} lacks {what}; `ttasks verify` says which rows are missing, and `ttasks rebuild` makes "
+        "all rows again"
+    )
+
+
 _ASKED: Final = {
     "task": "SELECT cancel_requested_by FROM tasks WHERE id = ?",
     "graph": "SELECT cancel_requested_by FROM graphs WHERE id = ?",
@@ -98,6 +106,8 @@ _ASKED: Final = {
 
 class LogReader(ABC):
     """What can be asked of a log alone: each answer comes from its events."""
+
+    path: Path | None
 
     @abstractmethod
     def matching(self, wanted: EventFilter) -> Iterator[RecordedEvent]:
@@ -110,6 +120,36 @@ class LogReader(ABC):
     @abstractmethod
     def head_position(self) -> int:
         """Return the position of the last event."""
+
+    @abstractmethod
+    def runs(
+        self, graph_id: str | None = None, *, newest_first: bool = False, limit: int | None = None
+    ) -> list[RunState]:
+        """Return the runs of a graph, or all, oldest first unless told otherwise, at most `limit`."""
+
+    @abstractmethod
+    def attempts(self, task_id: str) -> list[AttemptState]:
+        """Return a task's attempts, oldest first."""
+
+    def latest_run(self, graph_id: str) -> RunState:
+        """Return the latest run of a graph that was run.
+
+        Raises:
+            DamagedLedgerError: there is none.
+        """
+        for run in self.runs(graph_id, newest_first=True, limit=1):
+            return run
+        raise lacks(self.path, f"the runs of graph {graph_id}")
+
+    def latest_attempt(self, task_id: str) -> AttemptState:
+        """Return the latest attempt at a task that was attempted.
+
+        Raises:
+            DamagedLedgerError: there is none.
+        """
+        for attempt in reversed(self.attempts(task_id)):
+            return attempt
+        raise lacks(self.path, f"the attempts at task {task_id}")
 
     def position_at(self, moment: datetime) -> int | None:
         """Return the highest position that was recorded at `moment` or before; None: the log is younger."""
@@ -470,14 +510,22 @@ class Readers(LogReader):
         return self._read(lambda id_: load_graph(connection, id_), graph_id)
 
     def graph_with_tasks(self, graph_id: str) -> tuple[GraphState, dict[str, TaskState]] | None:
-        """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none."""
+        """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none.
+
+        Raises:
+            DamagedLedgerError: a row is missing of a task in it.
+        """
 
         def question(connection: sqlite3.Connection) -> tuple[GraphState, dict[str, TaskState]] | None:
             graph = self._graph(connection, graph_id)
             if graph is None:
                 return None
             found = connection.execute(select("tasks", OF_GRAPH), (graph_id,))
-            return graph, {state.id: state for state in self._read(_task_states, found)}
+            tasks = {state.id: state for state in self._read(_task_states, found)}
+            named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
+            if missing := sorted(named - (tasks.keys() & graph.members.keys())):
+                raise lacks(self.path, f"tasks of graph {graph_id} ({missing[0]}{', …' if len(missing) > 1 else ''})")
+            return graph, tasks
 
         return self.ask(in_one_view(question))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from ttasks import clock, errors
-from ttasks.errors import ReentranceError, StreamConflictError
+from ttasks.errors import NoThreadError, ReentranceError, StreamConflictError
 from ttasks.events.status import TaskType
 from ttasks.handlers.context import check_upstream
 from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
@@ -231,6 +231,7 @@ class TaskExecutor(Executions):
             TypeError: a wrong argument.
             RuntimeError: `executor is shut down`.
             ReentranceError: a signal handler calls this while its own thread submits or records. Nothing was queued.
+            NoThreadError: the interpreter is ending, or the system has no more threads. Nothing was queued.
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
@@ -246,7 +247,12 @@ class TaskExecutor(Executions):
                 raise RuntimeError("executor is shut down")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="ttasks")
-            future = self._pool.submit(self._execute_queued, task, given, retry_policy)
+            ticket = threading.Event()
+            try:
+                future = self._pool.submit(self._execute_queued, task, given, retry_policy, ticket)
+            except RuntimeError as error:
+                ticket.set()  # it may be in the queue, though no thread was started for it
+                raise NoThreadError("submitting a task", str(error)) from error
             self._submitted.add(future)
         future.add_done_callback(lambda done: self._done(done, task))
         return future
@@ -267,7 +273,11 @@ class TaskExecutor(Executions):
             if len(self._submitted) <= waiting or waiting >= self._pool._max_workers:
                 self._drained.set()
 
-    def _execute_queued(self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None) -> TaskResult:
+    def _execute_queued(
+        self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None, is_taken_back: threading.Event
+    ) -> TaskResult:
+        if is_taken_back.is_set():
+            raise CancelledError
         worker = threading.get_ident()
         self._workers.add(worker)
         try:
@@ -286,10 +296,10 @@ class TaskExecutor(Executions):
 
     def run_graph(self, graph: TaskGraph, max_workers: int = 4) -> TaskGraph:
         """Run a graph; see `TaskGraph.run`."""
+        refuse("running a graph")
         from ttasks.runtime.beginning import Beginning
         from ttasks.runtime.graph_run import GraphRun
 
-        refuse("running a graph")
         GraphRun(Beginning(self, graph, max_workers)).run()
         return graph
 
@@ -317,9 +327,9 @@ class TaskExecutor(Executions):
         Of several, all are looked at before the first is started; one that is refused afterwards keeps no other from
         going on, and the first such refusal is raised at the end. A failed task is no exception: look at its status.
         """
+        refuse("resuming")
         from ttasks.runtime.resume import resume
 
-        refuse("resuming")
         return resume(self, what, finally_only=finally_only, force_handlers=force_handlers)
 
     def shutdown(self) -> None:

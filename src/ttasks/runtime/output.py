@@ -97,7 +97,8 @@ class OutputBuffer:
             self._is_scheduled = True
         log = self._journal.log
         assert log is not None
-        _flusher_of(log).schedule(self)
+        if not _flusher_of(log).schedule(self):
+            self.flush()
 
     def flush(self) -> None:
         """Write what is there. Where the ledger refuses, it stays, and goes with the attempt's end."""
@@ -139,15 +140,20 @@ class _Flusher:
         self._due: deque[tuple[float, OutputBuffer]] = deque()
         self._is_running = False
 
-    def schedule(self, buffer: OutputBuffer) -> None:
-        """Flush `buffer` in `BATCH_WAIT_S` seconds."""
+    def schedule(self, buffer: OutputBuffer) -> bool:
+        """Flush `buffer` in `BATCH_WAIT_S` seconds; return False where the system has no thread to give for that."""
         with self._changed:
             self._due.append((clock.monotonic_s() + BATCH_WAIT_S, buffer))
             if not self._is_running:
+                try:
+                    threading.Thread(target=self._run, name="ttasks-flush", daemon=True).start()
+                except RuntimeError:
+                    self._due.pop()
+                    return False
                 self._is_running = True
-                threading.Thread(target=self._run, name="ttasks-flush", daemon=True).start()
             elif len(self._due) == 1:
                 self._changed.notify()
+        return True
 
     def _run(self) -> None:
         while (buffer := self._next()) is not None:

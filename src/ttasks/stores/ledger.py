@@ -17,6 +17,7 @@ from ttasks.errors import (
     AlreadyRunningError,
     LedgerError,
     LedgerUnwritableError,
+    ReentranceError,
     StreamConflictError,
     TransitionError,
 )
@@ -189,11 +190,17 @@ class LedgerStore:
 
     def close(self) -> None:
         """Give up the ledger. Handles and results keep what they show; all else needs a store that is open."""
-        self._closed.set()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        self._reading.close()
+        log, self._log = self._log, None  # forgotten first: however its closing ends, it is closed once
+        try:
+            if log is not None:
+                log.close()
+        except ReentranceError:
+            self._log = log
+            raise
+        finally:
+            if self._log is None:
+                self._closed.set()
+                self._reading.close()
 
     def __enter__(self) -> Self:
         return self
