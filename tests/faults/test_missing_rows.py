@@ -68,7 +68,7 @@ def test_no_command_or_page_fails_with_a_traceback(whole: Path, tmp_path: Path, 
     acts = [["retry"], ["resume"], ["cancel", graphs[0]], ["cancel", tasks[-1]], ["resolve", tasks[9], "--failed"]]
     for words in looks:
         check(ttasks(path, *words))
-    for words in acts:
+    for words in acts if rows == "all" else ():
         check(ttasks(Path(shutil.copyfile(path, tmp_path / "acted.db")), *words))
     addresses = [f"/-/ttasks/ledger/graph/{id_}" for id_ in graphs] + [
         f"/-/ttasks/ledger/task/{id_}" for id_ in tasks[::8]
