@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 
 from ttasks.model.callbacks import check_ran, check_runs_when_called, is_signal
