@@ -127,10 +127,6 @@ class LogReader(ABC):
     ) -> list[RunState]:
         """Return the runs of a graph, or all, oldest first unless told otherwise, at most `limit`."""
 
-    @abstractmethod
-    def attempts(self, task_id: str) -> list[AttemptState]:
-        """Return a task's attempts, oldest first."""
-
     def latest_run(self, graph_id: str) -> RunState:
         """Return the latest run of a graph that was run.
 
@@ -140,16 +136,6 @@ class LogReader(ABC):
         for run in self.runs(graph_id, newest_first=True, limit=1):
             return run
         raise lacks(self.path, f"the runs of graph {graph_id}")
-
-    def latest_attempt(self, task_id: str) -> AttemptState:
-        """Return the latest attempt at a task that was attempted.
-
-        Raises:
-            DamagedLedgerError: there is none.
-        """
-        for attempt in reversed(self.attempts(task_id)):
-            return attempt
-        raise lacks(self.path, f"the attempts at task {task_id}")
 
     def position_at(self, moment: datetime) -> int | None:
         """Return the highest position that was recorded at `moment` or before; None: the log is younger."""
