@@ -24,7 +24,7 @@ from ttasks import (
     TaskGraph,
     TaskType,
 )
-from ttasks.log.runner import git_root
+from ttasks.log.checkout import git_root
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}&amp;\x1b[31mred\x1b[0m\u202eevil"
 """What would be run, or drawn, if it were taken for more than text."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import threading
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
+from queue import Empty, SimpleQueue
 from typing import Final
 
 SIGNAL_WAIT_S: Final = 0.1
@@ -32,7 +34,41 @@ def monotonic_s() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def wait(event: threading.Event, seconds: float | None = None) -> bool:
+class Wakeup:
+    """An event that may be set at any time, also by a signal handler on the thread that is about to wait for it.
+
+    An Event's own lock would make that wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Let go all who wait, from now on."""
+        self._is_set = True
+        self._tokens.put(None)
+
+    def clear(self) -> None:
+        """Let those who wait from now on wait again. Only who waits may call it."""
+        self._is_set = False
+        while not self._tokens.empty():
+            self._tokens.get()
+
+    def is_set(self) -> bool:
+        """True once it was set."""
+        return self._is_set
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, at most so many seconds (None: for ever); return whether it is."""
+        if not self._is_set:
+            with contextlib.suppress(Empty):
+                self._tokens.get(timeout=seconds)
+                self._tokens.put(None)  # for others who wait
+        return self._is_set
+
+
+def wait(event: threading.Event | Wakeup, seconds: float | None = None) -> bool:
     """Wait for `event`, at most so many seconds (None: for ever); return whether it came."""
     if threading.current_thread() is not threading.main_thread():
         return event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))

@@ -187,6 +187,39 @@ class LedgerUnwritableError(LedgerError):
         self.result = result
 
 
+class ReentranceError(TtasksError, RuntimeError):
+    """Something was asked for by a signal handler, `__del__` or the like, while its own thread was recording.
+
+    Waiting for that would never end. Nothing was done.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} was asked for while this very thread was recording, by a signal handler, a __del__ or a trace "
+            "function that came in between. Nothing was done: do it in another thread. What is safe anywhere is "
+            "executor.cancel(task), store.tasks.cancel(id) and store.graphs.cancel(id)"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.what,)
+
+
+class NoThreadError(TtasksError, RuntimeError):
+    """Something needs a thread, and there is none: the interpreter is ending, or the system has no more to give.
+
+    Nothing was done.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        self.what = what
+        self.why = why
+        super().__init__(f"{what} needs a thread, and there is none to be had: {why}. Nothing was done")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.what, self.why)
+
+
 class StreamConflictError(LedgerError):
     """Somebody else appended to this stream first. Nothing was written: load again and decide again.
 

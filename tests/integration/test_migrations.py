@@ -265,16 +265,6 @@ def test_where_there_is_no_ledger_none_is_read_and_none_is_made(path: Path) -> N
     assert everything_in(path.parent) == {}
 
 
-def test_an_older_ledger_is_not_read_until_it_is_migrated(path: Path) -> None:
-    make(path)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 0")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    with pytest.raises(NotALedgerError, match="has schema_version 0"):
-        Readers.open(path)
-
-
 # --- migrating ------------------------------------------------------------------------------------------------------
 
 
@@ -380,15 +370,6 @@ def test_an_agent_can_go_on_in_a_ledger_of_schema_1(first: Path) -> None:
 
     assert contents(first) == before
     assert verify(Readers.open(first)).problems == []
-
-
-def test_who_only_reads_a_ledger_of_schema_1_is_told_how_to_migrate_it_and_it_stays_as_it_is(first: Path) -> None:
-    before = everything_in(first.parent)
-
-    with pytest.raises(NotALedgerError, match=r"has schema_version 1, this ttasks reads 3.*Open it for writing once"):
-        SQLiteStore(first, read_only=True)
-
-    assert everything_in(first.parent) == before
 
 
 # --- schema 2 -------------------------------------------------------------------------------------------------------
@@ -513,9 +494,9 @@ def test_what_was_migrated_has_the_schema_of_what_is_made_new(ledger: Path) -> N
 def test_who_only_reads_migrates_nothing(ledger: Path) -> None:
     before = everything_in(ledger.parent)
 
-    older = f"has schema_version {newer_ttasks.OLDER}, this ttasks reads {newer_ttasks.VERSION}: it was left untouched"
-    with pytest.raises(NotALedgerError, match=older):
-        Readers.open(ledger)
+    with closing(Readers.open(ledger)) as readers:
+        assert readers.schema_version == newer_ttasks.OLDER
+        assert len(readers.tasks()) > 0
 
     assert everything_in(ledger.parent) == before
 
@@ -557,8 +538,7 @@ def test_what_was_migrated_in_the_wal_alone_is_refused_by_the_older_ttasks(
 def test_a_process_that_has_it_open_while_a_newer_ttasks_migrates_it_writes_no_more(
     ledger: Path, migrations: Path
 ) -> None:
-    with closing(EventLog.open(ledger)) as log:
-        log.append(Batch("task-before", [created("before")], 0))
+    with closing(EventLog.open(ledger)) as log:  # which has recorded nothing yet, and so is no runner
         before = contents(ledger)
         migrating = (
             "import sys; from pathlib import Path; import newer; from ttasks.log.event_log import EventLog; "

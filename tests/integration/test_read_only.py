@@ -471,12 +471,11 @@ def marked(path: Path, version: int, checkpoint: bool = True) -> sqlite3.Connect
 
 
 @pytest.mark.parametrize("checkpoint", [True, False], ids=["in the file", "in the WAL"])
-@pytest.mark.parametrize("step", [-1, 1], ids=["older", "newer"])
-def test_a_ledger_of_another_version_is_refused_and_left_untouched(path: Path, step: int, checkpoint: bool) -> None:
+def test_a_ledger_of_a_newer_version_is_refused_and_left_untouched(path: Path, checkpoint: bool) -> None:
     fill(path)
-    with closing(marked(path, SCHEMA_VERSION + step, checkpoint)):
+    with closing(marked(path, SCHEMA_VERSION + 1, checkpoint)):
         before = everything_in(path.parent)
-        with pytest.raises(NotALedgerError, match=f"has schema_version {SCHEMA_VERSION + step}, this ttasks"):
+        with pytest.raises(NotALedgerError, match=f"has schema_version {SCHEMA_VERSION + 1}, this ttasks"):
             SQLiteStore(path, read_only=True)
         assert set(everything_in(path.parent)) == set(before)
         assert everything_in(path.parent)["ledger.db"] == before["ledger.db"]

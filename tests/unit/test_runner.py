@@ -18,7 +18,7 @@ from ttasks.errors import DamagedLedgerError, UnknownEventError
 from ttasks.events.codec import to_json
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import Fact, RunnerDescribed
-from ttasks.log import runner
+from ttasks.log import checkout, runner
 from ttasks.log.event_log import EventLog
 from ttasks.log.reading import Readers
 from ttasks.log.replay import Past
@@ -92,14 +92,14 @@ def test_a_process_that_goes_while_it_is_looked_at_has_no_start(monkeypatch: pyt
 @pytest.mark.usefixtures("deleted_folder")
 def test_who_runs_in_a_deleted_folder_says_so_and_is_in_no_checkout() -> None:
     assert runner.describe_runner().cwd == "(deleted)"
-    assert runner.git_root() is None
+    assert checkout.git_root() is None
 
 
 def test_where_there_is_no_git_only_the_root_of_the_checkout_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert runner.describe_git(tmp_path) == RunnerDescribed(str(tmp_path))
+    assert checkout.describe_git(tmp_path) == RunnerDescribed(str(tmp_path))
 
 
 def registered() -> RunnerState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -21,6 +22,12 @@ from ttasks.version import __version__
 Parameters = ParamSpec("Parameters")
 DEFAULT_LEDGER: Final = Path(".ttasks") / "ledger.db"
 EXIT_NOT_OK: Final = 1
+_SHORT_OF: Final = {
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files",
+    errno.ENOMEM: "too few bytes of memory",
+    errno.EAGAIN: "too many processes",
+}
 EXIT_BAD_INPUT: Final = 2
 EXIT_CTRL_C: Final = 130
 
@@ -78,8 +85,24 @@ def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, No
                 error, WorkflowError | NotALedgerError | NotFoundError | NotResumableError | RedactionError
             )
             sys.exit(EXIT_BAD_INPUT if is_bad_input else EXIT_NOT_OK)
+        except (MemoryError, OSError, RuntimeError) as error:
+            short_of = _short_of(error)
+            if short_of is None:
+                raise
+            # Not by way of a Console: what is needed for that may be just what is missing.
+            sys.stderr.write(f"ttasks: {short_of}. What was recorded is in the ledger; try again when there is more\n")
+            sys.exit(EXIT_NOT_OK)
 
     return wrapped
+
+
+def _short_of(error: BaseException) -> str | None:
+    """Say what the machine has no more of; None where the error is about something else."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in _SHORT_OF:
+        return f"there are {_SHORT_OF[error.errno]} ({error.strerror})"
+    return "there are no more threads to be had" if "start new thread" in str(error) else None
 
 
 def _redacted(text: str) -> str:

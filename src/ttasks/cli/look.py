@@ -12,7 +12,7 @@ from ttasks.cli.conversation import Conversation
 from ttasks.cli.printed import whole_lines
 from ttasks.cli.text import Styler, console, print_table, state
 from ttasks.display import count, duration, moment, printable, short, took, why_of_task
-from ttasks.errors import DamagedLedgerError, NotFoundError
+from ttasks.errors import NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskResolved
@@ -55,7 +55,7 @@ def _graph_status(readers: Readers, left: Leftovers, graph: GraphState) -> tuple
     """Return where a graph stands, as far as this host can tell, and how long its latest run took."""
     if graph.run_status is None:
         return "pending", ""
-    run = readers.runs(graph.id, newest_first=True, limit=1)[0]
+    run = readers.latest_run(graph.id)
     return left.run_status(run), duration(took(run))
 
 
@@ -93,8 +93,9 @@ def _field(name: str, value: object) -> None:
 
 
 def _show_graph(readers: Readers, graph_id: str) -> None:
-    graph = readers.graph(graph_id)
-    assert graph is not None
+    found = readers.graph_with_tasks(graph_id)
+    assert found is not None
+    graph, tasks = found
     left = Leftovers(readers)
     status, took = _graph_status(readers, left, graph)
     _field("graph", graph.id)
@@ -110,13 +111,6 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
         by = _who(readers.runner(began) if began is not None else None)
         by += f"; resumed {_who(readers.runner(run.runner))}" if run.runner != began else ""
         _field(f"run {run.run}", f"{stands}, started {moment(run.started_at)}, {by}")
-    tasks = readers.tasks_of_graph(graph_id)
-    named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
-    if not named <= tasks.keys():
-        raise DamagedLedgerError(
-            f"{readers.path} lacks tasks of graph {graph_id}; `ttasks verify` says which, "
-            "and `ttasks rebuild` makes all rows again"
-        )
     rows: list[tuple[str | Text, ...]] = []
     for member in graph.members.values():
         task = tasks[member.task]

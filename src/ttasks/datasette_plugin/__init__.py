@@ -92,7 +92,7 @@ def canned_queries(datasette: Any, database: str, actor: Any) -> Any:
     async def canned() -> dict[str, Any]:
         if not is_ledger(datasette, database) or not await may_see(datasette, actor, database):
             return {}
-        return queries.canned(datasette, database)
+        return await queries.canned(datasette, database)
 
     return canned
 

@@ -17,7 +17,7 @@ from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log import checked
 from ttasks.log.checked import Checked
 from ttasks.log.projection import select
-from ttasks.log.reading import STANDS, in_one_view
+from ttasks.log.reading import STANDS, in_one_view, lacks
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
@@ -112,7 +112,7 @@ def token(ledger: Ledger, _: Asked) -> str | None:
 
 
 def _is_alive(ledger: Ledger, left: Leftovers, graph_id: str) -> bool:
-    run = ledger.readers.runs(graph_id, newest_first=True, limit=1)[0]
+    run = ledger.readers.latest_run(graph_id)
     return not left.is_interrupted(run)
 
 
@@ -125,7 +125,7 @@ def _running(ledger: Ledger, left: Leftovers, latest: Sequence[LatestRun]) -> li
     told = {(each.run.graph_id, each.run.run) for each in latest}
     found = []
     for graph_id in ledger.readers.open_graphs():
-        run = ledger.readers.runs(graph_id, newest_first=True, limit=1)[0]
+        run = ledger.readers.latest_run(graph_id)
         if (graph_id, run.run) not in told:
             found.append(run)
     older = _told(ledger, left, found)
@@ -151,7 +151,9 @@ def _told(ledger: Ledger, left: Leftovers, runs: Sequence[RunState]) -> list[Lat
         counts.setdefault(graph_id, {})[status] = number
     told = []
     for run in runs:
-        graph = graphs[run.graph_id]
+        graph = graphs.get(run.graph_id)
+        if graph is None:
+            raise lacks(ledger.path, f"graph {run.graph_id}")
         status = left.run_status(run)
         seconds = took(run, clock.now() if status is RunStatus.RUNNING else None)
         of_tasks = left.counts(status, counts.get(graph.id, {})) if run.run == graph.runs else {}

@@ -17,6 +17,7 @@ from datasette.utils import tilde_encode
 from ttasks.display import printable
 from ttasks.errors import LedgerUnwritableError, TtasksError
 from ttasks.log import files
+from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.projection import TABLES
 from ttasks.log.reading import Readers
 from ttasks.state.next_steps import Step
@@ -80,6 +81,12 @@ class Ledger:
     path: Path
     readers: Readers
     links: Links
+
+    @property
+    def older_version(self) -> int | None:
+        """The schema version of a ledger that an older ttasks made and that was not migrated yet; else None."""
+        version = self.readers.schema_version
+        return version if version < SCHEMA_VERSION else None
 
     def command(self, words: str) -> str:
         """Return the command line of ttasks that says `words` to this ledger."""

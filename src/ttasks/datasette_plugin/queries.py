@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from dataclasses import dataclass
 from typing import Any, Final
+
+from ttasks.datasette_plugin.ledgers import ledger_of
+from ttasks.errors import TtasksError
 
 _SINCE: Final = "coalesce(replace(nullif(trim(:since), ''), ' ', 'T'), replace(datetime('now', '-7 days'), ' ', 'T'))"
 """From when on: the last 7 days, where nothing is said. Times sort as texts, and a day sorts before all its times."""
@@ -339,7 +344,31 @@ SELECT * FROM (
 """The queries that come with every ledger, by name."""
 
 
-def canned(datasette: Any, database: str) -> dict[str, dict[str, Any]]:
+async def _answerable(datasette: Any, database: str) -> dict[str, Query]:
+    """Return the queries that a ledger can answer: one of an older ttasks lacks tables and columns that some read."""
+    try:
+        ledger = await asyncio.to_thread(ledger_of, datasette, database)
+    except TtasksError:  # its own page says why it can't be read
+        return QUERIES
+    if ledger is None or ledger.older_version is None:
+        return QUERIES
+
+    def answered(connection: Any) -> dict[str, Query]:
+        return {name: query for name, query in QUERIES.items() if _can_answer(connection, query)}
+
+    found: dict[str, Query] = await datasette.databases[database].execute_fn(answered)
+    return found
+
+
+def _can_answer(connection: Any, query: Query) -> bool:
+    try:
+        connection.execute(f"EXPLAIN {query.sql}", dict.fromkeys(query.parameters, ""))
+    except sqlite3.OperationalError:  # there is no such table or column
+        return False
+    return True
+
+
+async def canned(datasette: Any, database: str) -> dict[str, dict[str, Any]]:
     """Return the queries as Datasette 0.65 wants them, but for those whose name its metadata has for another.
 
     They are new ones each time: Datasette writes into them.
@@ -353,14 +382,14 @@ def canned(datasette: Any, database: str) -> dict[str, dict[str, Any]]:
             "params": list(query.parameters),
             "hide_sql": True,
         }
-        for name, query in QUERIES.items()
+        for name, query in (await _answerable(datasette, database)).items()
         if name not in own
     }
 
 
 async def add(datasette: Any, database: str) -> None:
     """Add the queries to a ledger in Datasette 1.0, but for those whose name its configuration has for another."""
-    for name, query in QUERIES.items():
+    for name, query in (await _answerable(datasette, database)).items():
         found = await datasette.get_query(database, name)
         if found is not None and found.source != "plugin":
             continue

@@ -42,7 +42,7 @@ HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 LOGGER: Final = logging.getLogger(__name__)
-VERIFY: Final = "`ttasks verify` says whether it is damaged"
+VERIFY: Final = "`ttasks verify` says whether it is damaged, and `ttasks rebuild` makes all rows again"
 LIVE: Final = "_live"
 """The parameter that asks only for what changes when a page does."""
 

@@ -15,12 +15,12 @@ from ttasks.datasette_plugin import graph_drawing, timeline
 from ttasks.datasette_plugin.ledgers import Ledger
 from ttasks.datasette_plugin.page import Asked, Page
 from ttasks.display import between, duration, printable, short, took
-from ttasks.errors import DamagedLedgerError, NotFoundError
+from ttasks.errors import NotFoundError
 from ttasks.events.facts import GraphRunFinished, Member
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.projection import select
 from ttasks.log.query import EventFilter
-from ttasks.log.reading import Readers, in_one_view
+from ttasks.log.reading import Readers, in_one_view, lacks
 from ttasks.log.replay import Past
 from ttasks.state import rows
 from ttasks.state.graph import GraphState, RunState
@@ -154,7 +154,7 @@ def _shown(ledger: Ledger, asked: Asked) -> _Shown:
     graph, tasks = found
     missing = [id_ for id_ in graph.members if id_ not in tasks]
     if missing:
-        raise DamagedLedgerError(f"tasks of graph {graph_id} are missing ({missing[0]}, …); `ttasks verify` says more")
+        raise lacks(ledger.path, f"tasks of graph {graph_id} ({missing[0]}, …)")
     return _Shown(graph, tasks, run, runs, left.run_status(run) if run is not None else None, left)
 
 

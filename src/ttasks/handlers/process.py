@@ -47,7 +47,7 @@ class ChildProcess:
         self._failure: Exception | None = None
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
-        self._wake = threading.Event()
+        self._wake = clock.Wakeup()
         self._starting = threading.Lock()
         self._is_ending = False
         self._is_gone = False
@@ -91,7 +91,10 @@ class ChildProcess:
         with self._starting:
             is_first, self._is_ending = not self._is_ending, True
         if is_first:
-            threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+            try:
+                threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+            except RuntimeError:  # the system has no more threads to give
+                self._end()
         clock.wait(self._ended)
 
     def _end(self) -> None:

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Final
 
 from ttasks import clock
-from ttasks.errors import LedgerError, LedgerUnwritableError
+from ttasks.errors import LedgerError, LedgerUnwritableError, ReentranceError
 from ttasks.events.facts import GraphCancelRequested, RunnerStarted, TaskCancelRequested
 from ttasks.log import files, making
+from ttasks.log.checkout import describe_git, git_root
 from ttasks.log.listener import Listener
 from ttasks.log.liveness import RunnerLock
 from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
+from ttasks.log.migrating import bring_up_to_date
 from ttasks.log.place import check_place, make_folders
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import Redaction
-from ttasks.log.runner import describe_git, describe_runner, git_root, working_directory
+from ttasks.log.runner import describe_runner, working_directory
 from ttasks.log.schema import refuse_to_write
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, runner_started
+from ttasks.reentrance import is_mine, section, wait_for_handed_over
 
 BUSY_TIMEOUT_S: Final = 30.0
 GROUP_MAX: Final = 256
@@ -161,9 +164,9 @@ class EventLog:
 
     def _begin_unshared(self) -> None:
         """Set up what threads share and what the operating system hands out: at the start, and after a fork."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._queue: deque[_Request] = deque()
-        self._lead = threading.Lock()
+        self._lead = threading.RLock()
         # Held while the connection is used: by whoever leads, and in memory by readers, who share it.
         self._connection_lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -203,7 +206,8 @@ class EventLog:
 
         Raises:
             NotALedgerError: the file is something else, or a ledger of a newer ttasks. It was left untouched.
-            LedgerUnwritableError: it can't be made, locked or written here.
+            LedgerUnwritableError: it can't be made, locked or written here; or it is of an older version, and a process
+                of an older ttasks works with it.
             LedgerError: it is open here already, with another durability, or without some of this redaction.
         """
         if durability not in ("full", "normal"):
@@ -214,6 +218,8 @@ class EventLog:
             log._users = 1
             return log
         real = Path(os.path.realpath(path))
+        if is_mine(_OPEN_LOCK):
+            raise ReentranceError("opening a ledger")
         with _OPEN_LOCK:
             shared = _OPEN.get(real)
             if shared is None or not shared._is_in_place():
@@ -259,8 +265,8 @@ class EventLog:
         try:
             if version is not None:
                 refuse_to_write(connection)
-            if version is not None and version < SCHEMA_VERSION:
-                files.upgrade(connection)
+            if self.path is not None and version is not None and version < SCHEMA_VERSION:
+                bring_up_to_date(connection, self.path, version)
             if self.path is not None:
                 status = self.path.stat()
                 identity = status.st_dev, status.st_ino
@@ -281,27 +287,42 @@ class EventLog:
         self.ledger, self._digest_key = first.ledger, first.digest_key
 
     def close(self) -> None:
-        """Give up this use of the log; the last one closes the file."""
+        """Give up this use of the log; the last one closes the file.
+
+        Raises:
+            ReentranceError: this thread is inside an append to this ledger. Nothing was closed.
+        """
+        if self._users == 1:
+            self._refuse_reentrance("closing a ledger")
+            wait_for_handed_over(DESCRIBE_WAIT_S)
         with _OPEN_LOCK:
             self._users -= 1
             if self._users > 0:
                 return
             if self.path is not None and _OPEN.get(self.path) is self:
                 del _OPEN[self.path]
-        if self._describer is not None:
-            self._describer.join(DESCRIBE_WAIT_S)
-        if self._listener is not None:
-            self._listener.stop()
-            self._listener = None
-        self.readers.close()
+        # Whatever fails (there may be no memory left), what comes after it is given up all the same.
+        with section(), contextlib.ExitStack() as left:
+            left.callback(self._forget)
+            left.callback(self._close_file)
+            left.callback(self.readers.close)
+            if self._describer is not None:
+                self._describer.join(DESCRIBE_WAIT_S)
+            if self._listener is not None:
+                self._listener.stop()
+                self._listener = None
+
+    def _close_file(self) -> None:
         with self._connection_lock:
-            if self._connection is not None:
+            if self._connection is None:
+                return
+            try:
                 # Closing the last connection checkpoints the WAL, so it is done under the lock like every write.
                 with contextlib.suppress(LedgerUnwritableError, OSError), self._turn:
                     self._forget_connection()
+            finally:
                 if self._runner_lock is not None:
                     self._runner_lock.release()
-            self._forget()
 
     def _forget_connection(self) -> None:
         if self._connection is not None and self._memory is None:
@@ -310,12 +331,15 @@ class EventLog:
         self.text_readers = self.readers
 
     def _forget(self) -> None:
-        self._forget_connection()
-        if self._lock is not None:
-            self._lock.close()
-        if self._runner_lock is not None:
-            self._runner_lock.leave()
-        self._runner_lock = None
+        with self._connection_lock:
+            runner_lock, self._runner_lock = self._runner_lock, None
+            try:
+                self._forget_connection()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
+                if runner_lock is not None:
+                    runner_lock.leave()
 
     def _is_in_place(self) -> bool:
         if self.path is None:
@@ -359,17 +383,20 @@ class EventLog:
             StreamConflictError: somebody appended first. Nothing was written: load and decide again.
             TransitionError: a fact can't follow in its stream's state. Nothing was written.
             LedgerUnwritableError: the disk refused, or nobody let go of the ledger in time. Nothing was written.
+            ReentranceError: this thread is inside an append to this ledger. Nothing was written.
 
         On return the events survive power loss (``synchronous=FULL``, sqlite.org/pragma.html#pragma_synchronous).
         Threads that append at the same time share a commit. An exception that comes from outside while this waits
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
+        self._refuse_reentrance("an append")
         request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
         is_tidy = False
         try:
             with self._mutex:
                 self._queue.append(request)
-            if self._lead.locked():
+                is_first = len(self._queue) == 1
+            if not is_first:  # somebody leads, or is about to
                 request.wait()
             if not request.is_settled:
                 with self._lead:
@@ -395,8 +422,9 @@ class EventLog:
         Raises:
             LedgerUnwritableError: the disk refused. The rows stay as they were.
         """
+        self._refuse_reentrance("making the rows again")
         try:
-            with self._connection_lock, self._turn:
+            with section(), self._connection_lock, self._turn:
                 return self._writer().replace_rows(tables, refill)
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
@@ -503,7 +531,9 @@ class EventLog:
         """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
         if self._listener is None and self.path is not None:
-            self._listener = Listener(self.readers, self._watchers)
+            # Where the system has no thread to give, the work goes on. A cancel by another process is met at its end.
+            with contextlib.suppress(RuntimeError):
+                self._listener = Listener(self.readers, self._watchers)
 
     def unwatch(self, stream: str) -> None:
         """Forget the watcher of `stream`."""
@@ -528,13 +558,22 @@ class EventLog:
                 if root is not None:
                     self.append(Batch(stream, [describe_git(root)], None, position))
 
-        self._describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
-        self._describer.start()
+        describer = threading.Thread(target=describe, name="ttasks-describe", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: the runner stays without a description
+            describer.start()
+            self._describer = describer
+
+    def _refuse_reentrance(self, what: str) -> None:
+        """Refuse what would wait for a lock that this very thread holds: a signal handler came in between."""
+        if is_mine(self._lead) or is_mine(self._mutex) or is_mine(self._connection_lock):
+            raise ReentranceError(what)
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection of a ledger in memory to a reader."""
-        with self._connection_lock:
+        if is_mine(self._connection_lock) and self._connection is not None and self._connection.in_transaction:
+            raise ReentranceError("reading a ledger in memory")
+        with section(), self._connection_lock:
             if self._connection is None:
                 self._connect()
             assert self._connection is not None
@@ -545,7 +584,7 @@ class EventLog:
 
 
 _OPEN: dict[Path, EventLog] = {}
-_OPEN_LOCK = threading.Lock()
+_OPEN_LOCK = threading.RLock()
 _LOGS: weakref.WeakSet[EventLog] = weakref.WeakSet()
 _HELD = threading.local()
 _INHERITED: list[object] = []
@@ -564,7 +603,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _OPEN_LOCK
-    _OPEN_LOCK = threading.Lock()
+    _OPEN_LOCK = threading.RLock()
     for log, is_held in _HELD.logs:
         log._after_fork(was_quiet=is_held)
 

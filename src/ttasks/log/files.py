@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from ttasks.errors import LedgerError, LedgerUnwritableError, NotALedgerError
 from ttasks.log.migrate import APPLICATION_ID, SCHEMA_VERSION, migrate
+from ttasks.log.older import complete
 from ttasks.log.place import check_place
 from ttasks.log.schema import refuse_to_read
 
@@ -88,7 +89,7 @@ def schema_version(path: Path) -> int | None:
         )
     version = max(version, _version_in_wal(Path(os.path.realpath(path))))  # what is beside a link is not its WAL
     if version > SCHEMA_VERSION:
-        raise another_version(path, version)
+        raise newer_version(path, version)
     return int(version)
 
 
@@ -124,7 +125,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
         with contextlib.closing(_connect(_address(path) + "?mode=ro&immutable=1")) as connection:
             connection.execute("PRAGMA writable_schema = ON")  # else the header of a file that was cut can't be read
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-            return int(application_id) & 0xFFFF_FFFF, _read_version(connection, ())
+            return int(application_id) & 0xFFFF_FFFF, read_version(connection)
     except SQLITE_ERRORS as error:
         if status.st_size >= HEADER_BYTES and not is_damage(error):
             why = error if os.access(path, os.R_OK) else os.strerror(errno.EACCES)
@@ -145,21 +146,16 @@ def _version_in_wal(path: Path) -> int:
         check_place(path, for_writing=False)
         opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
         with contextlib.closing(opened) as connection:
-            return _read_version(connection, first)
+            return read_version(connection, first)
     except (LedgerUnwritableError, *SQLITE_ERRORS):  # whoever opens it to read or write meets that again, and says so
         return 0
 
 
-def another_version(path: Path, version: int) -> NotALedgerError:
-    """Return the refusal of a ledger whose schema is newer than this ttasks, or older than it can read."""
-    if version > SCHEMA_VERSION:
-        return NotALedgerError(
-            f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
-            "it was left untouched. Upgrade ttasks to use it"
-        )
+def newer_version(path: Path, version: int) -> NotALedgerError:
+    """Return the refusal of a ledger whose schema is newer than this ttasks."""
     return NotALedgerError(
-        f"{path} has schema_version {version}, this ttasks reads {SCHEMA_VERSION}: it was left untouched. "
-        "Open it for writing once (any `ttasks run` with it does) to migrate it"
+        f"{path} has schema_version {version}, this ttasks knows {SCHEMA_VERSION}: a newer ttasks made it; "
+        "it was left untouched. Upgrade ttasks to use it"
     )
 
 
@@ -222,6 +218,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def open_reader(path: Path) -> tuple[Reader, Fingerprint | None]:
     """Return a connection that only reads, beside a live writer as on a copy in a folder that can't be written.
 
+    An older ledger looks through it like one of this version (see `older`).
+
     Where there is no ``-shm``, nobody has the ledger open. To read it as usual, SQLite would make one and leave it
     there, so it is read without one, and without locks. What is read so counts only if the fingerprint, which comes
     with the connection, is the same afterwards. It is None where SQLite's own locks see to that.
@@ -279,9 +277,13 @@ class Steps:
 
 
 class Reader(sqlite3.Connection):
-    """A connection that only reads, and gives up on a question that would go on for ever."""
+    """A connection that only reads, and gives up on a question that would go on for ever.
+
+    `version` is the schema version that the ledger had when it was opened.
+    """
 
     steps: Steps
+    version: int
 
     def bound(self) -> None:
         """Count its steps, also where something else was asked meanwhile whether to go on."""
@@ -318,8 +320,8 @@ def _connect_lockless(path: Path, address: str, *, timeout: float = 30) -> _Lock
     return connection
 
 
-def _read_version(connection: sqlite3.Connection, first: Iterable[str]) -> int:
-    """Execute what is to come first, and return the schema version."""
+def read_version(connection: sqlite3.Connection, first: Iterable[str] = ()) -> int:
+    """Execute what is to come first, and return the schema version that a ledger has now."""
     for statement in first:
         connection.execute(statement).fetchall()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -331,11 +333,13 @@ def _connect_reader(path: Path, address: str, *first: str, is_lockless: bool = F
     connection.steps = Steps(path)
     connection.bound()
     try:
-        connection.execute("PRAGMA query_only = 1")
-        version = _read_version(connection, first)
-        if version != SCHEMA_VERSION:
-            raise another_version(path, version)
+        connection.version = read_version(connection, first)
         refuse_to_read(connection)
+        if connection.version > SCHEMA_VERSION:
+            raise newer_version(path, connection.version)
+        if connection.version < SCHEMA_VERSION:
+            complete(connection)
+        connection.execute("PRAGMA query_only = 1")
     except BaseException:
         connection.close()
         raise

@@ -34,7 +34,7 @@ CHILD_WAIT_S: Final = 0.5
 LOOK_AGAIN_S: Final = 0.005
 
 _IN_HAND: Final[Counter[tuple[str | None, str]]] = Counter()
-_IN_HAND_LOCK = threading.Lock()
+_IN_HAND_LOCK = threading.RLock()
 
 
 class RunnerLock:
@@ -49,11 +49,9 @@ class RunnerLock:
             OSError: the file can't be made or locked here.
         """
         self._path = runner_path(ledger, runner_id)
-        like = runner_path(ledger, "").name
-        for entry in os.scandir(self._path.parent):
-            is_lock = entry.name.startswith(like) and entry.is_file(follow_symlinks=False)
-            if is_lock and not _is_held(Path(entry.path)):
-                Path(entry.path).unlink(missing_ok=True)
+        for lock in _locks(ledger):
+            if not _is_held(lock):
+                lock.unlink(missing_ok=True)
         self._descriptor: int | None = place.open_beside(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,6 +69,35 @@ class RunnerLock:
         descriptor, self._descriptor = self._descriptor, None  # forgotten first: Ctrl-C may come right after the close
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _locks(ledger: Path) -> list[Path]:
+    """Return the lock files of a ledger's runners, in the order of their names."""
+    like = runner_path(ledger, "")
+    return sorted(
+        Path(entry.path)
+        for entry in os.scandir(like.parent)
+        if entry.name.startswith(like.name) and entry.is_file(follow_symlinks=False)
+    )
+
+
+def living_runners(ledger: Path) -> list[str]:
+    """Return the ids of the runners of a ledger whose processes hold their locks, in order."""
+    like = runner_path(ledger, "").name
+    return [lock.name.removeprefix(like) for lock in _locks(ledger) if _is_held_for_long(lock)]
+
+
+def _is_held_for_long(lock: Path) -> bool:
+    """True while a process holds the lock file, and is no child that was being started when its runner was killed.
+
+    Such a child holds the lock until it becomes its program.
+    """
+    deadline_s = clock.monotonic_s() + CHILD_WAIT_S
+    while _is_held(lock):
+        if clock.monotonic_s() >= deadline_s:
+            return True
+        time.sleep(LOOK_AGAIN_S)
+    return False
 
 
 def _is_held(lock: Path) -> bool:
@@ -100,15 +127,7 @@ def is_alive(runner: RunnerState, ledger: Path | None) -> bool:
     if is_process or ledger is None:
         return is_process
     lock = runner_path(ledger, runner.id)
-    if not _is_held(lock):
-        return False
-    # A child that was being started when its runner was killed holds the lock until it becomes its program.
-    deadline_s = clock.monotonic_s() + CHILD_WAIT_S if is_here else 0
-    while _is_held(lock):
-        if clock.monotonic_s() >= deadline_s:
-            return True
-        time.sleep(LOOK_AGAIN_S)
-    return False
+    return _is_held_for_long(lock) if is_here else _is_held(lock)
 
 
 def take_in_hand(ledger: str | None, stream: str) -> None:
@@ -197,7 +216,7 @@ class Liveness:
 
 def _after_fork_in_child() -> None:
     global _IN_HAND_LOCK
-    _IN_HAND_LOCK = threading.Lock()
+    _IN_HAND_LOCK = threading.RLock()
     _IN_HAND.clear()
 
 

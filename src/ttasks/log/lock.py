@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
+import time
 from pathlib import Path
+from typing import Final
 
+from ttasks import clock
 from ttasks.log import place
+
+POLL_S: Final = 0.01
 
 
 class WriterLock:
@@ -53,7 +59,10 @@ class WriterLock:
                 else:
                     os.close(descriptor)
 
-        threading.Thread(target=block, name="ttasks-lock", daemon=True).start()
+        try:
+            threading.Thread(target=block, name="ttasks-lock", daemon=True).start()
+        except RuntimeError:  # the system has no more threads to give
+            return self._poll(timeout_s)
         try:
             return granted.wait(timeout_s)
         finally:
@@ -61,6 +70,16 @@ class WriterLock:
                 waiting = False
                 if not granted.is_set():
                     self.descriptor = None
+
+    def _poll(self, timeout_s: float) -> bool:
+        assert self.descriptor is not None
+        deadline_s = clock.monotonic_s() + timeout_s
+        while clock.monotonic_s() < deadline_s:
+            time.sleep(POLL_S)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        return False
 
     def release(self) -> None:
         """Let the next one in."""

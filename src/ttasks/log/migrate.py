@@ -56,18 +56,21 @@ SchemaObject = tuple[str, str, str, str | None]
 
 def names(version: int) -> list[str]:
     """Return the names of the migrations that bring a new ledger to schema version `version`, oldest first."""
-    return [script.name.removesuffix(".sql") for script in _scripts() if int(script.name[:4]) <= version]
+    return [script.name.removesuffix(".sql") for script in _scripts()[:version]]
 
 
 def schema_at(version: int) -> set[SchemaObject]:
     """Return what a ledger's schema holds at that version, but for the notes of which migrations were applied."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        for script in _scripts():
-            if int(script.name[:4]) > version:
-                break
-            for statement in statements(script.read_text("utf-8")):
-                connection.execute(statement)
+        make_schema(connection, version)
         return schema_of(connection)
+
+
+def make_schema(connection: sqlite3.Connection, version: int) -> None:
+    """Make the tables of a ledger of this version in an empty database."""
+    for script in _scripts()[:version]:
+        for statement in statements(script.read_text("utf-8")):
+            connection.execute(statement)
 
 
 def schema_of(connection: sqlite3.Connection) -> set[SchemaObject]:

@@ -26,7 +26,7 @@ from ttasks.events.codec import FACT_TYPES, decode, from_iso
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import LedgerCreated, TaskImported, TaskOutput, TaskSucceeded
 from ttasks.events.status import TaskStatus
-from ttasks.log import files
+from ttasks.log import files, migrate
 from ttasks.log.files import Fingerprint
 from ttasks.log.place import check_place
 from ttasks.log.projection import load_graph, select
@@ -105,6 +105,14 @@ def _line_end(line: str) -> str:
     return line if len(line) <= LINE_CHARACTERS_MAX else "…" + line[-LINE_CHARACTERS_MAX:]
 
 
+def lacks(path: Path | None, what: str) -> DamagedLedgerError:
+    """Return what to raise where a row is missing that another row speaks of."""
+    return DamagedLedgerError(
+        f"{path or files.MEMORY} lacks {what}; `ttasks verify` says which rows are missing, and `ttasks rebuild` makes "
+        "all rows again"
+    )
+
+
 _ASKED: Final = {
     "task": "SELECT cancel_requested_by FROM tasks WHERE id = ?",
     "graph": "SELECT cancel_requested_by FROM graphs WHERE id = ?",
@@ -113,6 +121,8 @@ _ASKED: Final = {
 
 class LogReader(ABC):
     """What can be asked of a log alone: each answer comes from its events."""
+
+    path: Path | None
 
     @abstractmethod
     def matching(self, wanted: EventFilter) -> Iterator[RecordedEvent]:
@@ -125,6 +135,22 @@ class LogReader(ABC):
     @abstractmethod
     def head_position(self) -> int:
         """Return the position of the last event."""
+
+    @abstractmethod
+    def runs(
+        self, graph_id: str | None = None, *, newest_first: bool = False, limit: int | None = None
+    ) -> list[RunState]:
+        """Return the runs of a graph, or all, oldest first unless told otherwise, at most `limit`."""
+
+    def latest_run(self, graph_id: str) -> RunState:
+        """Return the latest run of a graph that was run.
+
+        Raises:
+            DamagedLedgerError: there is none.
+        """
+        for run in self.runs(graph_id, newest_first=True, limit=1):
+            return run
+        raise lacks(self.path, f"the runs of graph {graph_id}")
 
     def position_at(self, moment: datetime) -> int | None:
         """Return the highest position that was recorded at `moment` or before; None: the log is younger."""
@@ -230,17 +256,21 @@ class LogReader(ABC):
 
 
 class Readers(LogReader):
-    """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself."""
+    """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself.
+
+    `schema_version` is what it had when it was last looked at: a ledger of an older ttasks is read as it is.
+    """
 
     def __init__(
         self, path: Path | None, in_memory: Callable[[], AbstractContextManager[sqlite3.Connection]] | None = None
     ) -> None:
         self.path = path
         self._in_memory = in_memory
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._idle: list[tuple[files.Reader, Fingerprint | None]] = []
         self._forks = 0
         self._is_closed = False
+        self.schema_version = migrate.SCHEMA_VERSION
         _READERS.add(self)
 
     @classmethod
@@ -248,7 +278,7 @@ class Readers(LogReader):
         """Return the reading side of the ledger at `path`, which is neither locked, migrated nor made.
 
         Raises:
-            NotALedgerError: there is no ledger, or one of another version.
+            NotALedgerError: there is no ledger, or one of a newer version.
             LedgerUnwritableError: it can't be read, or its file has other names (see `place`).
         """
         version = files.schema_version(path)
@@ -316,20 +346,28 @@ class Readers(LogReader):
         assert self.path is not None
         while True:
             with self._mutex:
-                forks, idle = self._forks, self._idle.pop() if self._idle else None
+                forks, idle = self._forks, None
+                with contextlib.suppress(IndexError):  # a signal handler may come in here, and take the last one
+                    idle = self._idle.pop()
             if idle is None:
                 found = Fingerprint.of(self.path)
                 try:
-                    return forks, *files.open_reader(self.path)
+                    connection, before = files.open_reader(self.path)
                 except files.SQLITE_ERRORS as error:
                     raise self._refusal(error, found) from error
+                self.schema_version = connection.version
+                return forks, connection, before
             connection, before = idle
-            if not self._was_written_since(before):
+            if not self._was_written_since(before) and not self._was_migrated_since(connection):
                 return forks, connection, before
             connection.close()
 
     def _was_written_since(self, before: Fingerprint | None) -> bool:
         return before is not None and self.path is not None and Fingerprint.of(self.path) != before
+
+    def _was_migrated_since(self, connection: files.Reader) -> bool:
+        """True where a connection to an older ledger has stand-ins for what is there by now."""
+        return connection.version < migrate.SCHEMA_VERSION and files.read_version(connection) != connection.version
 
     def _written_meanwhile(self) -> _WrittenMeanwhileError:
         return _WrittenMeanwhileError(f"the ledger {self.path} was written to while it was read; read it again")
@@ -356,7 +394,7 @@ class Readers(LogReader):
 
     def _after_fork(self) -> None:
         """In a forked child: give up the parent's connections, but for those that were in use (see `files`)."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._forks += 1
         idle, self._idle = self._idle, []
         for connection, _ in idle:
@@ -507,14 +545,22 @@ class Readers(LogReader):
         return self._read(lambda id_: load_graph(connection, id_), graph_id)
 
     def graph_with_tasks(self, graph_id: str) -> tuple[GraphState, dict[str, TaskState]] | None:
-        """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none."""
+        """Return a graph and its tasks by id, deleted ones too, as they were at one moment; None: there is none.
+
+        Raises:
+            DamagedLedgerError: a row is missing of a task in it.
+        """
 
         def question(connection: sqlite3.Connection) -> tuple[GraphState, dict[str, TaskState]] | None:
             graph = self._graph(connection, graph_id)
             if graph is None:
                 return None
             found = connection.execute(select("tasks", OF_GRAPH), (graph_id,))
-            return graph, {state.id: state for state in self._read(_task_states, found)}
+            tasks = {state.id: state for state in self._read(_task_states, found)}
+            named = {id_ for member in graph.members.values() for id_ in (member.task, *member.after)}
+            if missing := sorted(named - (tasks.keys() & graph.members.keys())):
+                raise lacks(self.path, f"tasks of graph {graph_id} ({missing[0]}{', …' if len(missing) > 1 else ''})")
+            return graph, tasks
 
         return self.ask(in_one_view(question))
 

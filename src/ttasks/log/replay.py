@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ttasks.errors import DamagedLedgerError, UnknownEventError
@@ -98,15 +97,11 @@ class Past(LogReader):
     """
 
     def __init__(self, readers: Readers, position: int, *, by_entry: bool = False) -> None:
+        self.path = readers.path
         self._readers = readers
         self._position = position
         self._by_entry = by_entry
         self._ids: dict[str, list[str]] = {}
-
-    @property
-    def path(self) -> Path | None:
-        """The file; None for a ledger in memory."""
-        return self._readers.path
 
     def at(self, position: int) -> Past:
         """Return a still earlier past."""

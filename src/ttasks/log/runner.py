@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 from ttasks import clock
-from ttasks.events.facts import RunnerDescribed, RunnerStarted
+from ttasks.events.facts import RunnerStarted
 from ttasks.state.runner import RunnerState
 from ttasks.version import __version__
-
-_GIT_TIMEOUT_S: Final = 20
 
 
 @cache
@@ -93,43 +89,3 @@ def describe_runner() -> RunnerStarted:
         python_version=".".join(map(str, sys.version_info[:3])),
         platform=sys.platform,
     )
-
-
-def git_root() -> Path | None:
-    """Return the folder of the git checkout that the working directory is in, without asking git."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:
-        return None
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
-
-
-def describe_git(root: Path) -> RunnerDescribed:
-    """Return the commit, branch and state of the checkout at `root`; what git can't say is None."""
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    branch = _git(root, "symbolic-ref", "--short", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=normal")
-    return RunnerDescribed(
-        git_root=str(root),
-        git_commit=commit or None,
-        git_branch=branch or None,
-        git_dirty=None if changes is None else changes != "",
-    )
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    # No file-system monitor, because a repository's configuration could make it any program.
-    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
-            text=True,
-            errors="replace",
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

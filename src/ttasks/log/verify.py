@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, Literal
@@ -16,11 +16,12 @@ from ttasks.errors import DamagedLedgerError, TtasksError, UnknownEventError
 from ttasks.events.codec import to_json
 from ttasks.events.envelope import OpaqueEvent
 from ttasks.events.facts import LedgerCreated, RunnerStarted, TaskImported, TaskRevised
-from ttasks.log import schema
+from ttasks.log import migrate, schema
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
-from ttasks.log.files import SQLITE_ERRORS, is_damage
+from ttasks.log.files import SQLITE_ERRORS, is_damage, read_version
 from ttasks.log.form import envelope_problem, fact_problem, state_problem
+from ttasks.log.older import stored_columns
 from ttasks.log.projection import TABLES, key_columns, put, select
 from ttasks.log.query import ENVELOPE
 from ttasks.log.reading import Readers, event_of, in_one_view
@@ -125,10 +126,11 @@ def verify(readers: Readers, *, head: str | None = None) -> Report:
 
 def _verify(connection: sqlite3.Connection, report: Report, head: str | None) -> None:
     log = _LogCheck(report, head)
+    version = read_version(connection)
     if log.read(connection):
-        _check_rows(connection, log, report)
+        _check_rows(connection, log, report, version)
     with _reporting_damage(report, "schema", "it"):
-        _check_schema(connection, report)
+        _check_schema(connection, report, version)
     with _reporting_damage(report, "file", "it"):
         _check_file(connection, report)
 
@@ -283,8 +285,8 @@ def _hash(before: bytes, columns: tuple[Any, ...]) -> bytes | None:
         return None
 
 
-def _check_rows(connection: sqlite3.Connection, log: _LogCheck, report: Report) -> None:
-    """Compare every row, but for those that follow from a broken stream."""
+def _check_rows(connection: sqlite3.Connection, log: _LogCheck, report: Report, version: int) -> None:
+    """Compare every row, but for those that follow from a broken stream, as far as a ledger of this version has it."""
     expected: dict[str, dict[rows.Row, rows.Row]] = {table: {} for table in TABLES}
     try:
         for table, row in log.replay.rows():
@@ -293,9 +295,11 @@ def _check_rows(connection: sqlite3.Connection, log: _LogCheck, report: Report) 
     except Exception as error:  # noqa: BLE001 - as above
         report._add("rows", None, f"they were not compared: what the events say can't be a row: {error!r}")
         return
-    for table in TABLES:
+    for table, columns in TABLES.items():
         with _reporting_damage(report, "rows", table):
-            _check_table(connection, table, expected[table], log.broken, report)
+            stored = columns if version >= migrate.SCHEMA_VERSION else stored_columns(connection, table)
+            if stored:
+                _check_table(connection, table, expected[table], log.broken, report, stored)
 
 
 def _check_table(
@@ -304,6 +308,7 @@ def _check_table(
     should: dict[rows.Row, rows.Row],
     broken: set[str],
     report: Report,
+    stored: Collection[str],
 ) -> None:
     for row in connection.execute(select(table)):
         key = _key(table, row)
@@ -315,9 +320,10 @@ def _check_table(
             wrong = [
                 f"{column} is {_shown(is_)}, its events say {_shown(should_be)}"
                 for column, is_, should_be in zip(TABLES[table], row, wanted, strict=True)
-                if is_ != should_be
+                if is_ != should_be and column in stored
             ]
-            report._add("rows", None, f"row {_name(key)} of {table}: {'; '.join(wrong)}")
+            if wrong:
+                report._add("rows", None, f"row {_name(key)} of {table}: {'; '.join(wrong)}")
     for key in should:
         report._add("rows", None, f"{table} lacks the row {_name(key)}")
 
@@ -342,8 +348,12 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _check_schema(connection: sqlite3.Connection, report: Report) -> None:
-    for difference in schema.differences(connection):
+def _check_schema(connection: sqlite3.Connection, report: Report, version: int) -> None:
+    """Compare the schema with that of a ledger of its version."""
+    if version < 1:
+        report._add("schema", None, f"its schema_version is {version}, which is that of no ledger")
+        version = migrate.SCHEMA_VERSION
+    for difference in schema.differences(connection, version):
         report._add("schema", None, difference.text)
 
 

@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
 
 from ttasks import clock
-from ttasks.errors import TransitionError, WithheldError
+from ttasks.errors import ReentranceError, TransitionError, WithheldError
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, TaskCreated, TaskFact, TaskImported, TaskOutput
 from ttasks.events.status import TaskStatus, TaskType
@@ -29,6 +29,7 @@ from ttasks.model.given import Given
 from ttasks.model.result import TaskResult, is_loaded, is_long, is_read_when_asked
 from ttasks.model.task_view import History, Keeper, TaskView, is_same_ending
 from ttasks.public import public
+from ttasks.reentrance import hand_over, is_mine
 from ttasks.state import decide
 from ttasks.state.naming import named
 from ttasks.state.record import evolve, made
@@ -319,12 +320,16 @@ class Task(TaskView):
         if not isinstance(status, TaskStatus):
             raise TypeError(f"status must be a TaskStatus, got {status!r}")
         check_error(error)
+        self._refuse_reentrance()
         with self._lock:
             self._propose(decide.transition(self._view, status, error, clock.whoami()))
         self._tell_owner()
 
     def cancel(self) -> None:
         """Cancel it, or ask whoever runs it to; nothing after SUCCEEDED. Repeating it is harmless."""
+        if is_mine(self._lock):
+            hand_over(self.cancel)
+            return
         with self._lock:
             self._propose(decide.cancel(self._view, clock.whoami()))
         self._tell_owner()
@@ -363,6 +368,7 @@ class Task(TaskView):
         folder = check_path(cwd, "cwd")
         texts = {field: value for field, value in (("payload", payload), ("cwd", folder)) if value is not None}
         given = check_env(env) or {}
+        self._refuse_reentrance()
         with self._lock:
             decide.check_may_change(self._view, "what is withheld")
             missing = self._given.missing(self._view)
@@ -387,7 +393,13 @@ class Task(TaskView):
                 missing,
             )
 
+    def _refuse_reentrance(self) -> None:
+        """Refuse to change what this very thread is just changing: a signal handler came in between."""
+        if is_mine(self._lock):
+            raise ReentranceError(f"a change of task '{self._view.title}'")
+
     def _revise(self, field: str, value: Any) -> None:
+        self._refuse_reentrance()
         with self._lock:
             self._propose(decide.revise(self._view, field, value))
 

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -109,9 +110,8 @@ class Attempt:
         self._journal = journal
         self._bus = bus
         self._output_bytes_max = output_bytes_max
-        self._lock = threading.Lock()
         self.execution = _Execution()
-        self._enders: list[Callable[[], None]] = []
+        self._enders: deque[Callable[[], None]] = deque()
         self._buffer: OutputBuffer | None = None
         self._texts = Texts(self.number)
         self._redact()
@@ -456,23 +456,21 @@ class Attempt:
         self.ending = self._interrupted(None)
 
     def _call_enders(self) -> None:
-        with self._lock:
-            enders, self._enders = self._enders, []
-        for end in enders:
-            end()
+        # No lock: a signal handler may come at any line of this, and cancel. Each is taken out once, by whoever does.
+        with contextlib.suppress(IndexError):
+            while True:
+                end = self._enders.popleft()
+                end()
 
     def on_cancel(self, end: Callable[[], None]) -> None:
         """Call `end`, once, from the thread that cancels or stops; at once where that was before."""
-        with self._lock:
-            is_late = self.is_cancelled or self.is_stopped
-            if not is_late:
-                self._enders.append(end)
-        if is_late:
-            end()
+        self._enders.append(end)
+        if self.is_cancelled or self.is_stopped:
+            self._call_enders()
 
     def wait_for_retry(self, delay_s: float) -> bool:
         """Wait `delay_s` seconds; return False as soon as it is cancelled or stopped."""
-        woken = threading.Event()
+        woken = clock.Wakeup()
         self.on_cancel(woken.set)
         clock.wait(woken, delay_s)
         return not self.is_cancelled and not self.is_stopped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 
 from ttasks.model.callbacks import check_ran, check_runs_when_called, is_signal
@@ -17,8 +16,8 @@ class EventBus:
     """Calls its subscribers, in order, with every event. What one raises is kept in `errors` and harms nobody."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._subscribers: tuple[tuple[object, Subscriber], ...] = ()
+        # No lock: a signal handler may come at any line of this, and subscribe. Each change is one step.
+        self._subscribers: dict[object, Subscriber] = {}
         self._errors: list[BaseException] = []
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
@@ -29,12 +28,10 @@ class EventBus:
         """
         check_runs_when_called(callback, "subscriber")
         token = object()
-        with self._lock:
-            self._subscribers = (*self._subscribers, (token, callback))
+        self._subscribers[token] = callback
 
         def unsubscribe() -> None:
-            with self._lock:
-                self._subscribers = tuple(item for item in self._subscribers if item[0] is not token)
+            self._subscribers.pop(token, None)
 
         return unsubscribe
 
@@ -59,7 +56,7 @@ class EventBus:
             KeyboardInterrupt, SystemExit: a signal came to the main thread meanwhile. Every subscriber was told.
         """
         interruption: BaseException | None = None
-        for _, callback in self._subscribers:
+        for callback in list(self._subscribers.values()):
             try:
                 returned = callback(event)
                 if returned is not None:
@@ -68,8 +65,7 @@ class EventBus:
                 if is_signal(error):
                     interruption = error
                 else:
-                    with self._lock:
-                        self._errors.append(error)
+                    self._errors.append(error)
         if interruption is not None:
             raise interruption
 
@@ -78,8 +74,7 @@ class EventBus:
         """What subscribers raised, oldest first: a new list each time. KeyboardInterrupt and SystemExit are not in it
         where they came on the main thread.
         """
-        with self._lock:
-            return list(self._errors)
+        return list(self._errors)
 
 
 public(EventBus)

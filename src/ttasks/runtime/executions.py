@@ -29,6 +29,7 @@ from ttasks.model.result import is_read_when_asked, reading
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.model.task_view import Keeper, Resumption
+from ttasks.reentrance import refuse
 from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
@@ -57,7 +58,7 @@ class Executions:
         self._journal = journal_of(store)
         self._handlers: dict[TaskType, Handler] = {}
         self._events = EventBus()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._live: dict[str, Attempt] = {}
         self._persistence_errors: list[tuple[str, BaseException]] = []
         self._graph_persistence_errors: list[tuple[str, BaseException]] = []
@@ -77,6 +78,7 @@ class Executions:
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {policy!r}")
+        refuse("running a task")
         self._check_may_start(task)
         handler = self._handlers.get(task.type, _no_handler)
         resumption = task._resumption or _AFRESH

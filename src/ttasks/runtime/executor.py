@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from ttasks import clock, errors
-from ttasks.errors import StreamConflictError
+from ttasks.errors import NoThreadError, ReentranceError, StreamConflictError
 from ttasks.events.status import TaskType
 from ttasks.handlers.context import check_upstream
 from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_prompt_handler
@@ -22,6 +22,7 @@ from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
 from ttasks.model.task import Task
 from ttasks.public import public
+from ttasks.reentrance import hand_over, is_inside, is_mine, refuse, section
 from ttasks.runtime.attempt import Handler, publishing_for
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.executions import Executions, last
@@ -170,7 +171,8 @@ class TaskExecutor(Executions):
         """Cancel `task`; nothing after SUCCEEDED, and repeating it is harmless.
 
         One that runs here has its process group ended, and its own `execute` publishes CANCELLED. One that has not
-        started gets a CANCELLED result and one CANCELLED event.
+        started gets a CANCELLED result and one CANCELLED event. It may be called by a signal handler: where its thread
+        is recording just then, another one does it as soon as that is done.
 
         Raises:
             TypeError: `task must be a Task`.
@@ -182,9 +184,12 @@ class TaskExecutor(Executions):
 
     def _cancel(self, task: Task, *, unless_ended_since: int | None = None) -> None:
         """Cancel a task; with `unless_ended_since` not one whose attempt after so many has ended already."""
+        if is_inside() or is_mine(task._lock):
+            hand_over(lambda: self._cancel(task, unless_ended_since=unless_ended_since))
+            return
         if self._cancel_live(task):
             return
-        with task._recording:  # nobody starts or ends it meanwhile
+        with section(), task._recording:  # nobody starts or ends it meanwhile
             before = task.status
             has_ended = unless_ended_since is not None and task.attempts > unless_ended_since
             if before.is_sink or (has_ended and not task.is_running and not task._view.is_owned):
@@ -230,19 +235,29 @@ class TaskExecutor(Executions):
         Raises:
             TypeError: a wrong argument.
             RuntimeError: `executor is shut down`.
+            ReentranceError: a signal handler calls this while its own thread submits or records. Nothing was queued.
+            NoThreadError: the interpreter is ending, or the system has no more threads. Nothing was queued.
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
         if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
             raise TypeError(f"retry_policy must be a RetryPolicy, got {retry_policy!r}")
+        refuse("submitting a task")
         given = check_upstream(upstream)
         self._check_may_start(task)
+        if is_mine(self._lock):
+            raise ReentranceError("submitting a task")
         with self._lock:
             if self._is_shutdown:
                 raise RuntimeError("executor is shut down")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="ttasks")
-            future = self._pool.submit(self._execute_queued, task, given, retry_policy)
+            ticket = threading.Event()
+            try:
+                future = self._pool.submit(self._execute_queued, task, given, retry_policy, ticket)
+            except RuntimeError as error:
+                ticket.set()  # it may be in the queue, though no thread was started for it
+                raise NoThreadError("submitting a task", str(error)) from error
             self._submitted.add(future)
         future.add_done_callback(lambda done: self._done(done, task))
         return future
@@ -263,7 +278,11 @@ class TaskExecutor(Executions):
             if len(self._submitted) <= waiting or waiting >= self._pool._max_workers:
                 self._drained.set()
 
-    def _execute_queued(self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None) -> TaskResult:
+    def _execute_queued(
+        self, task: Task, upstream: Mapping[str, Task], retry_policy: RetryPolicy | None, is_taken_back: threading.Event
+    ) -> TaskResult:
+        if is_taken_back.is_set():
+            raise CancelledError
         worker = threading.get_ident()
         self._workers.add(worker)
         try:
@@ -282,6 +301,7 @@ class TaskExecutor(Executions):
 
     def run_graph(self, graph: TaskGraph, max_workers: int = 4) -> TaskGraph:
         """Run a graph; see `TaskGraph.run`."""
+        refuse("running a graph")
         from ttasks.runtime.beginning import Beginning
         from ttasks.runtime.graph_run import GraphRun
 
@@ -312,6 +332,7 @@ class TaskExecutor(Executions):
         Of several, all are looked at before the first is started; one that is refused afterwards keeps no other from
         going on, and the first such refusal is raised at the end. A failed task is no exception: look at its status.
         """
+        refuse("resuming")
         from ttasks.runtime.resume import resume
 
         return resume(self, what, finally_only=finally_only, force_handlers=force_handlers)
@@ -319,6 +340,8 @@ class TaskExecutor(Executions):
     def shutdown(self) -> None:
         """Refuse what is submitted from now on, and wait for what was; repeating it is harmless."""
         worker = publishing_for() or threading.get_ident()
+        if is_inside() or is_mine(self._lock):
+            raise ReentranceError("shutting down an executor")
         with self._lock:
             self._is_shutdown = True
             pool = self._pool

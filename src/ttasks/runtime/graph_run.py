@@ -14,6 +14,7 @@ from ttasks import clock
 from ttasks.errors import (
     AlreadyRunningError,
     LedgerUnwritableError,
+    NoThreadError,
     StreamConflictError,
     TransitionError,
     TtasksError,
@@ -97,8 +98,9 @@ class GraphRun:
                     self._pass_on(interruptions)
                 clock.wait(self._over)
             except BaseException as interruption:
-                has_no_thread = isinstance(interruption, RuntimeError) and not self._is_led  # and nothing was begun
-                if has_no_thread or len(interruptions) == INTERRUPTIONS_MAX:
+                if isinstance(interruption, RuntimeError) and not self._is_led:
+                    raise NoThreadError("running a graph", str(interruption)) from interruption
+                if len(interruptions) == INTERRUPTIONS_MAX:
                     raise
                 interruptions.append(interruption)
         if self._failure is not None:
@@ -197,9 +199,9 @@ class GraphRun:
             worker = threading.Thread(target=self._work, name=f"ttasks-run-{index}", daemon=True)
             try:
                 worker.start()
-            except RuntimeError:  # the system has no more threads to give
+            except RuntimeError as error:  # the system has no more threads to give
                 if not self._workers:
-                    raise
+                    raise NoThreadError("a task of the graph", str(error)) from error
                 break
             self._workers.append(worker)
         with self._changed:

@@ -20,6 +20,7 @@ from ttasks.log.secrets import redaction_of
 from ttasks.model.callbacks import check_ran, is_signal
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
+from ttasks.reentrance import section
 from ttasks.stores.ledger import LedgerStore
 from ttasks.stores.recording import Entry, catch_up
 
@@ -119,7 +120,7 @@ class LooseJournal:
             for entry in entries
             if isinstance(entry.handle, Task)
         ]
-        with contextlib.ExitStack() as held:
+        with section(), contextlib.ExitStack() as held:
             # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
             for task, *_ in sorted(wanted, key=lambda item: item[0].id):
                 held.enter_context(task._recording)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ttasks import clock
+from ttasks.errors import ReentranceError
 from ttasks.events.agent_facts import AgentFact
 from ttasks.events.codec import iso
 from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
@@ -18,6 +19,7 @@ from ttasks.log.event_log import EventLog
 from ttasks.log.redaction import LineRedactor, Redaction
 from ttasks.log.transaction import Owned
 from ttasks.model.task import Task
+from ttasks.reentrance import is_mine
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import Journal
 from ttasks.stores.recording import Entry
@@ -36,8 +38,8 @@ class OutputBuffer:
         self._task = task
         self._attempt = attempt
         self._cause = cause
-        self._lock = threading.Lock()
-        self._flushing = threading.Lock()
+        self._lock = threading.RLock()
+        self._flushing = threading.RLock()
         self._facts: list[TaskFact] = []
         self._chunks: list[Chunk] = []
         self._size = 0
@@ -72,6 +74,8 @@ class OutputBuffer:
         Raises:
             LedgerUnwritableError, StreamConflictError: the ledger refused; it goes with the attempt's end, if that can.
         """
+        if is_mine(self._flushing):
+            raise ReentranceError("a report that is to be written at once")
         with self._lock:
             self._close_batch()
             self._facts.append(fact)
@@ -96,10 +100,13 @@ class OutputBuffer:
             self._is_scheduled = True
         log = self._journal.log
         assert log is not None
-        _flusher_of(log).schedule(self)
+        if not _flusher_of(log).schedule(self):
+            self.flush()
 
     def flush(self) -> None:
         """Write what is there. Where the ledger refuses, it stays, and goes with the attempt's end."""
+        if is_mine(self._flushing):  # what came in between is written with what is taken next
+            return
         with self._flushing:
             with self._lock:
                 self._is_scheduled = False
@@ -142,15 +149,20 @@ class _Flusher:
         self._due: deque[tuple[float, OutputBuffer]] = deque()
         self._is_running = False
 
-    def schedule(self, buffer: OutputBuffer) -> None:
-        """Flush `buffer` in `BATCH_WAIT_S` seconds."""
+    def schedule(self, buffer: OutputBuffer) -> bool:
+        """Flush `buffer` in `BATCH_WAIT_S` seconds; return False where the system has no thread to give for that."""
         with self._changed:
             self._due.append((clock.monotonic_s() + BATCH_WAIT_S, buffer))
             if not self._is_running:
+                try:
+                    threading.Thread(target=self._run, name="ttasks-flush", daemon=True).start()
+                except RuntimeError:
+                    self._due.pop()
+                    return False
                 self._is_running = True
-                threading.Thread(target=self._run, name="ttasks-flush", daemon=True).start()
             elif len(self._due) == 1:
                 self._changed.notify()
+        return True
 
     def _run(self) -> None:
         while (buffer := self._next()) is not None:
@@ -170,7 +182,7 @@ class _Flusher:
 
 
 _FLUSHERS: weakref.WeakKeyDictionary[EventLog, _Flusher] = weakref.WeakKeyDictionary()
-_FLUSHERS_LOCK = threading.Lock()
+_FLUSHERS_LOCK = threading.RLock()
 
 
 def _flusher_of(log: EventLog) -> _Flusher:
@@ -183,7 +195,7 @@ def _flusher_of(log: EventLog) -> _Flusher:
 
 def _after_fork_in_child() -> None:
     global _FLUSHERS, _FLUSHERS_LOCK
-    _FLUSHERS, _FLUSHERS_LOCK = weakref.WeakKeyDictionary(), threading.Lock()
+    _FLUSHERS, _FLUSHERS_LOCK = weakref.WeakKeyDictionary(), threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

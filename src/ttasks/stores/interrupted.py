@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
-from ttasks.errors import NotFoundError
 from ttasks.events.status import RunStatus, TaskStatus
 from ttasks.log.liveness import Liveness
 from ttasks.log.query import EventFilter
-from ttasks.log.reading import Readers
+from ttasks.log.reading import Readers, lacks
 from ttasks.log.replay import Past
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.state import next_steps
@@ -75,7 +74,7 @@ class Leftovers:
             if self._liveness.runs(f"graph-{run.graph_id}", run.runner):
                 return False
             # It may have ended after it was read and before its runner was looked for; from now on it can't.
-            now = self._readers.runs(run.graph_id, newest_first=True, limit=1)[0]
+            now = self._readers.latest_run(run.graph_id)
             if now == run:
                 return True
             run = now
@@ -137,7 +136,7 @@ class Leftovers:
 
     def _open_runs(self) -> Iterator[tuple[GraphState, RunState, dict[str, TaskState]]]:
         for graph_id in self._readers.open_graphs():
-            run = self._readers.runs(graph_id, newest_first=True, limit=1)[0]
+            run = self._readers.latest_run(graph_id)
             if self.is_interrupted(run):
                 yield self._whole(graph_id, run)
 
@@ -145,14 +144,14 @@ class Leftovers:
         """Yield the interrupted runs, and those that ended without one of their finally tasks."""
         wanted = dict.fromkeys([*self._readers.open_graphs(), *self._readers.graphs_with_finally_left()])
         for graph_id in wanted:
-            run = self._readers.runs(graph_id, newest_first=True, limit=1)[0]
+            run = self._readers.latest_run(graph_id)
             if run.status is not RunStatus.RUNNING or self.is_interrupted(run):
                 yield self._whole(graph_id, run)
 
     def _whole(self, graph_id: str, run: RunState) -> tuple[GraphState, RunState, dict[str, TaskState]]:
         found = self._readers.graph_with_tasks(graph_id)
         if found is None:
-            raise NotFoundError(f"graph {graph_id} is gone; `ttasks verify` says more")
+            raise lacks(self._readers.path, f"graph {graph_id}")
         return found[0], run, found[1]
 
     def _is_owed(self, task: TaskState) -> bool:

@@ -17,6 +17,7 @@ from ttasks.errors import (
     AlreadyRunningError,
     LedgerError,
     LedgerUnwritableError,
+    ReentranceError,
     StreamConflictError,
     TransitionError,
 )
@@ -35,6 +36,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.model.task import Task
 from ttasks.public import public
+from ttasks.reentrance import hand_over, is_inside, refuse
 from ttasks.state import decide
 from ttasks.state.decide import Resolution
 from ttasks.state.graph import GraphState
@@ -188,11 +190,17 @@ class LedgerStore:
 
     def close(self) -> None:
         """Give up the ledger. Handles and results keep what they show; all else needs a store that is open."""
-        self._closed.set()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        self._reading.close()
+        log, self._log = self._log, None  # forgotten first: however its closing ends, it is closed once
+        try:
+            if log is not None:
+                log.close()
+        except ReentranceError:
+            self._log = log
+            raise
+        finally:
+            if self._log is None:
+                self._closed.set()
+                self._reading.close()
 
     def __enter__(self) -> Self:
         return self
@@ -232,6 +240,7 @@ class LedgerTasks(MutableMapping[str, Task]):
 
     def _delete(self, key: object) -> TaskState:
         """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
+        refuse("deleting a task")
         deleted = TaskDeleted(clock.whoami())
         while True:
             state = self._find(key)
@@ -270,18 +279,23 @@ class LedgerTasks(MutableMapping[str, Task]):
         """
         if not isinstance(task, Task):
             raise TypeError(f"task must be a Task, got {type(task).__name__}")
+        refuse("saving a task")
         log = self._store._writable()
         record(log, [Entry(task, deleted=log.readers.deleted("tasks", [task.id]).get(task.id))])
 
     def cancel(self, task_id: str) -> None:
         """Cancel the task, or ask whoever runs it to; nothing for one that is over.
 
+        A signal handler may call it: where its thread is recording just then, another one does it after that.
         Where its runner is gone, what is left of the attempt is ended, and that it was interrupted is recorded too.
 
         Raises:
             KeyError: there is no such task.
             SurvivorError: something of the attempt can't be ended. Nothing was written.
         """
+        if is_inside():
+            hand_over(lambda: self.cancel(task_id))
+            return
         while True:
             task = self[task_id]
             task.cancel()
@@ -316,6 +330,7 @@ class LedgerTasks(MutableMapping[str, Task]):
             raise ValueError(f"answer must be 'succeeded', 'failed' or 'rerun', got {answer!r}")
         if note is not None and not isinstance(note, str):
             raise TypeError(f"note must be a str, got {type(note).__name__}")
+        refuse("resolving a task")
         log = self._store._writable()
         while True:
             task = self[task_id]
@@ -365,6 +380,7 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
 
     def _delete(self, key: object) -> GraphState:
         """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
+        refuse("deleting a graph")
         deleted = GraphDeleted(clock.whoami())
         while True:
             state = self._find(key)
@@ -404,6 +420,7 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
         """
         if not isinstance(graph, TaskGraph):
             raise TypeError(f"graph must be a TaskGraph, got {type(graph).__name__}")
+        refuse("saving a graph")
         graph._check()
         log = self._store._writable()
         tasks = list(graph)
@@ -415,10 +432,15 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
     def cancel(self, graph_id: str) -> None:
         """Ask whoever runs the graph to cancel that run: what runs is cancelled, finally tasks still run.
 
+        A signal handler may call it: where its thread is recording just then, another one does it after that.
+
         Raises:
             KeyError: there is no such graph.
             TransitionError: it is not running. Nothing was written.
         """
+        if is_inside():
+            hand_over(lambda: self.cancel(graph_id))
+            return
         state = self._store._readers.graph(graph_id)
         if state is None or state.is_deleted:
             raise KeyError(graph_id)

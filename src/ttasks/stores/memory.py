@@ -13,6 +13,7 @@ from ttasks.log.redaction import read_redaction
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Task
 from ttasks.public import public
+from ttasks.reentrance import hand_over, is_inside, section
 from ttasks.stores.ledger import LedgerGraphs, LedgerStore, LedgerTasks, key_of
 
 
@@ -95,7 +96,7 @@ class InMemoryTaskCollection(LedgerTasks):
 
     def __delitem__(self, key: str | Task) -> None:
         task = self[key]
-        with task._recording:
+        with section(), task._recording:
             state = self._delete(key)
             self._held.pop(task.id, None)
             redaction = self._store._redaction(task)
@@ -117,6 +118,9 @@ class InMemoryTaskCollection(LedgerTasks):
 
     def cancel(self, task_id: str) -> None:
         task = self[task_id]
+        if is_inside():
+            hand_over(lambda: self.cancel(task_id))
+            return
         task.cancel()
         if task._on_cancel is None:  # else whoever runs it was told
             self._record_cancel(task)
@@ -162,7 +166,7 @@ class InMemoryGraphCollection(LedgerGraphs):
 
     def __delitem__(self, key: str | TaskGraph) -> None:
         graph = self[key]
-        with graph._recording:
+        with section(), graph._recording:
             state = self._delete(key)
             self._held.pop(graph.id, None)
             graph._committed(self._store._ledger, state, GraphProposal((), 0))

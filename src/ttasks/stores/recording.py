@@ -17,6 +17,7 @@ from ttasks.log.transaction import Batch, Owned, OwnedRun
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Proposal, Task
 from ttasks.model.task_view import Keeper
+from ttasks.reentrance import section
 
 
 @dataclass(eq=False, slots=True)
@@ -48,9 +49,9 @@ def record(log: EventLog, entries: Sequence[Entry]) -> list[list[RecordedEvent]]
         StreamConflictError, TransitionError, LedgerUnwritableError: as `EventLog.append`. Nothing was written.
     """
     if len(entries) == 1:
-        with entries[0].handle._recording:
+        with section(), entries[0].handle._recording:
             return _record(log, entries)
-    with contextlib.ExitStack() as held:
+    with section(), contextlib.ExitStack() as held:
         # In one order everywhere, so that nobody waits for a handle while another waits for theirs.
         for handle in sorted((entry.handle for entry in entries), key=attrgetter("id")):
             held.enter_context(handle._recording)
@@ -136,7 +137,7 @@ def catch_up(log: EventLog, task: Task) -> list[RecordedEvent]:
     Only for what this process alone may record: facts of its own attempt. Returns the events that the handle had not
     seen, oldest first.
     """
-    with task._recording:
+    with section(), task._recording:
         seen, pending = task._seen.get(log.ledger, 0), tuple(task._pending)
         events = [event for event in log.readers.events(stream=f"task-{task.id}") if event.version > seen]
         state = log.readers.task(task.id) if events else None

@@ -29,7 +29,7 @@ class _Work(Generic[T]):
     """Something that runs on the loop, from its start until it has really ended, also where it was cancelled."""
 
     def __init__(self, thread: LoopThread, work: Coroutine[Any, Any, T]) -> None:
-        self.changed = threading.Event()
+        self.changed = clock.Wakeup()
         self._is_done = False
         self._value: T
         self._error: BaseException | None = None
