@@ -13,6 +13,7 @@ from typing import Final, ParamSpec
 
 import click
 
+from ttasks.cli.streams import needs_no_reader
 from ttasks.errors import NotALedgerError, NotFoundError, NotResumableError, RedactionError, TtasksError, WorkflowError
 from ttasks.version import __version__
 
@@ -21,6 +22,8 @@ DEFAULT_LEDGER: Final = Path(".ttasks") / "ledger.db"
 EXIT_NOT_OK: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_CTRL_C: Final = 130
+ONLY_PRINT: Final = ("ls", "show", "events")
+"""The commands that end where nobody reads what they print. Of the others, what they do counts, and their exit code."""
 
 
 def ledger_path(given: Path | None) -> Path:
@@ -50,15 +53,17 @@ ledger_option = click.option(
 
 
 def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let a command end with a sentence and an exit code instead of a traceback."""
+    """Let a command end with a sentence and an exit code instead of a traceback.
+
+    Unless it only prints, it goes on without a stdout to print to.
+    """
 
     @wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        if function.__name__ not in ONLY_PRINT:
+            needs_no_reader()
         try:
             function(*args, **kwargs)
-        except BrokenPipeError:  # whoever read us has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_NOT_OK)
         except TtasksError as error:
             from ttasks.cli.text import console
             from ttasks.display import printable

@@ -22,7 +22,6 @@ from ttasks.cli.run import (
     Terminated,
     carry_out,
     hear_signals,
-    last_words,
     latest_interrupted,
 )
 from ttasks.cli.text import console, state
@@ -259,14 +258,13 @@ def _go_on(
     hear_signals()
     with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
         stopped_by = _see_through(executor, handle, run.run)
-    with last_words():
-        out.print(Text.assemble(f"{name}: ", state(handle.status)))
-        if handle.is_interrupted:
-            asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
-            resolve = hint(f"resolve {short(handle.id)} --rerun")
-            go_on = hint(f"resume {short(handle.id)}")
-            waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
-            out.print(waits if asks else f"Go on with it: {go_on}")
+    out.print(Text.assemble(f"{name}: ", state(handle.status)))
+    if handle.is_interrupted:
+        asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
+        resolve = hint(f"resolve {short(handle.id)} --rerun")
+        go_on = hint(f"resume {short(handle.id)}")
+        waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
+        out.print(waits if asks else f"Go on with it: {go_on}")
     if isinstance(stopped_by, Terminated):
         raise stopped_by
     if stopped_by is not None:

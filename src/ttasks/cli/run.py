@@ -6,10 +6,9 @@ import contextlib
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -162,16 +161,6 @@ def hear_signals() -> None:
             signal.signal(number, _terminate)
 
 
-@contextlib.contextmanager
-def last_words() -> Iterator[None]:
-    """Say something before an interrupted process ends, where anybody is left to read it: a terminal may be gone."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
     """Run a workflow file into a ledger, from the beginning; return the exit code."""
     workflow = load_workflow(file)
@@ -219,8 +208,7 @@ def carry_out(
             _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
             return EXIT_CTRL_C
         except Terminated:
-            with last_words():
-                _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
+            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
             raise
     _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
     return 0 if graph.ok else EXIT_NOT_OK

@@ -26,9 +26,6 @@ PIPE_WIDTH: Final = 160
 def console(*, stderr: bool = False) -> Console:
     """Return where to print: texts are taken as they are, never as markup, and long lines are left whole."""
     stream = sys.stderr if stderr else sys.stdout
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
 
