@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -10,6 +11,11 @@ from typing import Any, Final
 from ttasks.events.agent_facts import AgentSessionOpened, FileEdit
 
 _JOINERS: Final = "\u200d\ufe0f"
+TAB: Final = "    "
+# What SGR sequences (ECMA-48, 8.3.117) may hold is bounded, because their numbers are read: a digit too many is text.
+_SGR: Final = r"\x1b\[[0-9;:]{0,60}m"
+COLOUR: Final = re.compile(_SGR)
+_KNOWN: Final = re.compile(rf"({_SGR})|\x1b\[[0-2]?K|\x1b\]8;[^\x07\x1b]*(?:\x07|\x1b\\)")
 ID_LENGTH: Final = 8
 LOOKS_LIKE: Final = {
     "approved": "succeeded",
@@ -23,18 +29,41 @@ _SUBJECTS: Final = ("command", "pattern", "query", "path", "file_path", "url", "
 """Which argument of a tool says best what it was called for, by the tools that there are."""
 
 
-def printable(text: str) -> str:
-    """Return `text` with what could steer a terminal (escape codes, direction marks, lone surrogates) spelled out."""
+def printable(text: str, tab: str = TAB) -> str:
+    """Return `text` with what could steer a terminal (escape codes, direction marks, lone surrogates) spelled out.
+
+    A tab becomes `tab`.
+    """
     if text.isprintable():
         return text
     return "".join(
-        ch
-        if ch.isprintable() or ch in _JOINERS
-        else "    "
-        if ch == "\t"
-        else ch.encode("unicode_escape").decode("ascii")
+        ch if ch.isprintable() or ch in _JOINERS else tab if ch == "\t" else ch.encode("unicode_escape").decode("ascii")
         for ch in text
     )
+
+
+def coloured(text: str, tab: str = TAB) -> str:
+    """Return `text` with no escape sequence left but those that set colours, which are whole; it may end in one.
+
+    Of a link its text is left. What erases the end of a line is dropped: a progress bar prints it with each state.
+    """
+    if "\x1b" not in text:
+        return printable(text, tab)
+    parts, end = list[str](), 0
+    for found in _KNOWN.finditer(text):
+        parts += printable(text[end : found.start()], tab), found[1] or ""
+        end = found.end()
+    return "".join([*parts, printable(text[end:], tab)])
+
+
+def plain(text: str, tab: str = TAB) -> str:
+    """Return `text` without its colours, and with what could steer a terminal spelled out."""
+    return COLOUR.sub("", coloured(text, tab)) if "\x1b" in text else printable(text, tab)
+
+
+def latest(line: str) -> str:
+    """Return what a line says last, of what it has overwritten itself (by a carriage return); it has no line end."""
+    return line.rstrip("\r").rpartition("\r")[2] if "\r" in line else line
 
 
 def short(id_: str) -> str:

@@ -206,7 +206,7 @@ def ls(tasks: bool, limit: int, ledger: Path | None) -> None:
 
 @command.command(short_help="Show a graph or a task.")
 @click.argument("id", required=False)
-@click.option("--output", is_flag=True, help="Print all that a task printed, not only the last lines.")
+@click.option("--output", is_flag=True, help="Print only what a task printed, all of it; of an agent, all it did.")
 @ledger_option
 @says_errors
 def show(id: str | None, output: bool, ledger: Path | None) -> None:

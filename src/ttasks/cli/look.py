@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
-from ttasks.cli.text import console, state
+from ttasks.cli.text import console, print_lines, state
 from ttasks.display import count, duration, moment, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
@@ -159,6 +159,11 @@ def _who(runner: RunnerState | None) -> str:
 def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     task = readers.task(task_id)
     assert task is not None
+    attempts = readers.attempts(task_id)
+    if whole_output and (not attempts or attempts[-1].session is None):
+        for attempt in attempts[-1:]:
+            _print_output(readers, task_id, attempt.attempt, whole=True)
+        return
     status, note = Leftovers(readers).task_status(task)
     _field("task", task.id)
     _field("title", task.title)
@@ -175,7 +180,6 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _field("env", f"{variable}={value}")
     for variable in sorted(task.env_digests or {}):
         _field("env", f"{variable}=(secret, not recorded)")
-    attempts = readers.attempts(task_id)
     for attempt in attempts:
         is_left = attempt.status is TaskStatus.RUNNING and status is TaskStatus.INTERRUPTED
         _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt, status if is_left else attempt.status))
@@ -209,14 +213,12 @@ def _attempt_line(readers: Readers, attempt: AttemptState, status: TaskStatus) -
 def _print_output(readers: Readers, task_id: str, attempt: int, *, whole: bool) -> None:
     out = console()
     if whole:
-        for _, line in readers.last_lines(task_id, attempt, sys.maxsize):
-            out.print(printable(line))
+        print_lines(out, readers.last_lines(task_id, attempt, sys.maxsize), "", tab="\t")
         return
     lines = readers.last_lines(task_id, attempt, LAST_LINES)
     if lines:
         out.print(Text(f"last {count(len(lines), 'line')} of output:", style="dim"))
-    for stream, line in lines:
-        out.print(Text("| " + printable(line), style="red" if stream == "stderr" else ""))
+    print_lines(out, lines, "| ")
 
 
 def print_events(

@@ -18,11 +18,11 @@ from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.look import find
 from ttasks.cli.run import (
     DEFAULT_WORKERS,
-    Reporter,
     Terminated,
     carry_out,
     hear_signals,
     latest_interrupted,
+    reporting,
 )
 from ttasks.cli.text import console, state
 from ttasks.cli.workflow import load_workflow
@@ -256,7 +256,7 @@ def _go_on(
     name = printable(handle.title or short(handle.id))
     out.print(f"{name}: going on with task {handle.id}, ledger {printable(str(path))}")
     hear_signals()
-    with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
+    with reporting(executor, {handle.id: printable(handle.name)}):
         stopped_by = _see_through(executor, handle, run.run)
     out.print(Text.assemble(f"{name}: ", state(handle.status)))
     if handle.is_interrupted:

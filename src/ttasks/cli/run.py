@@ -6,19 +6,17 @@ import contextlib
 import os
 import shlex
 import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from rich.color import ColorSystem
-from rich.style import Style
 from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
-from ttasks.cli.text import STYLES, console
+from ttasks.cli.reporter import Reporter
+from ttasks.cli.text import STYLES, console, print_lines
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short
@@ -26,7 +24,6 @@ from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import redacted
-from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted
 from ttasks.model.retry import RetryPolicy
@@ -42,11 +39,6 @@ CTRL_C: Final = (
     "Ctrl-C again: what runs is stopped at once.",
 )
 """What is said of the first Ctrl-C, and of the second."""
-COLOR_SYSTEMS: Final = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-}
 
 
 def graph_of(workflow: Workflow) -> TaskGraph:
@@ -82,51 +74,6 @@ def graph_of(workflow: Workflow) -> TaskGraph:
     return graph
 
 
-class Reporter:
-    """Prints each event on a line of its own, whichever thread it comes from; `names` are those of tasks, by id."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._out = console()
-        self._colors = COLOR_SYSTEMS.get(self._out.color_system or "")
-        self._lock = threading.Lock()
-        width = min(max(map(len, names.values()), default=0), 30)
-        self._names = {task_id: self._styled(name.ljust(width), "bold") for task_id, name in names.items()}
-
-    def _styled(self, text: str, style: str) -> str:
-        # By hand, because a Console takes a tenth of a millisecond a line, and scripts print millions.
-        return Style.parse(style).render(text, color_system=self._colors)
-
-    def __call__(self, event: TaskEvent) -> None:
-        """Print one event."""
-        if event.type is TaskEventType.OUTPUT:
-            style = "dim red" if event.output_stream == "stderr" else "dim"
-            self._line(event, "| " + printable((event.output_chunk or "").rstrip("\r\n")), style)
-        elif event.type is TaskEventType.PROGRESS:
-            percent = f"{event.progress_percent:g} % " if event.progress_percent is not None else ""
-            self._line(event, "… " + percent + printable(event.progress_message or ""), "cyan")
-        elif event.type is TaskEventType.STARTED:
-            again = f" (attempt {event.task.attempts})" if event.task.attempts > 1 else ""
-            self._line(event, f"started{again}", "bold")
-        else:
-            self._line(event, self._end(event), STYLES.get(str(event.type), "bold red"))
-
-    def _end(self, event: TaskEvent) -> str:
-        text, result = str(event.type).replace("_", " "), event.task.result
-        if result is not None and event.type is not TaskEventType.BLOCKED:
-            heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
-            text += f"{heard} after {duration(result.duration)}"
-        if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
-        return text
-
-    def _line(self, event: TaskEvent, text: str, style: str) -> None:
-        at = self._styled(event.timestamp.astimezone().strftime("%H:%M:%S"), "dim")
-        line = f"{at} {self._names[event.task_id]} {self._styled(text, style)}\n"
-        with self._lock:
-            self._out.file.write(line)
-            self._out.file.flush()
-
-
 class Terminated(SystemExit):
     """SIGTERM or SIGHUP: an interruption, not a decision; what runs is ended and recorded as interrupted."""
 
@@ -159,6 +106,18 @@ def hear_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
+
+
+@contextlib.contextmanager
+def reporting(executor: TaskExecutor, names: Mapping[str, str]) -> Iterator[None]:
+    """Say what happens to tasks inside of this; `names` are theirs, by id."""
+
+    def unfinished(task_id: str) -> Mapping[str, str]:
+        live = executor._live.get(task_id)
+        return live.unfinished() if live is not None else {}
+
+    with Reporter(names, unfinished) as reporter, executor.events.subscribed(reporter):
+        yield
 
 
 def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
@@ -201,16 +160,17 @@ def carry_out(
     title, where = (printable(redacted(text, store._redaction(graph))) for text in texts)
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
     hear_signals()
-    with executor.events.subscribed(Reporter(names)):
+    stopped_by: BaseException | None = None
+    with reporting(executor, names):
         try:
             start()
-        except KeyboardInterrupt:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            return EXIT_CTRL_C
-        except Terminated:
-            _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
-            raise
+        except (KeyboardInterrupt, Terminated) as interruption:
+            stopped_by = interruption
     _summarise(graph, names, store._readers, monotonic_s() - started_s, hint)
+    if isinstance(stopped_by, Terminated):
+        raise stopped_by
+    if stopped_by is not None:
+        return EXIT_CTRL_C
     return 0 if graph.ok else EXIT_NOT_OK
 
 
@@ -245,5 +205,4 @@ def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None
     optional = " (optional)" if graph.is_optional(task) else ""
     error = printable((task.error or "").strip().rpartition("\n")[2])
     out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
-    for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
-        out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))
+    print_lines(out, readers.last_lines(task.id, task.attempts, LAST_LINES), "  | ")

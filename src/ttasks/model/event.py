@@ -31,7 +31,8 @@ class TaskEvent:
     """Something that happened to a task.
 
     With a `record` it is in the ledger for good. `record` is None without a ledger, and on OUTPUT and PROGRESS, which
-    are durable a moment later. `output_chunk` is one line with its line end, `output_stream` ``stdout`` or ``stderr``.
+    are durable a moment later. `output_chunk` is one line with its end (``\\n``, ``\\r\\n``, or the ``\\r``
+    of a progress bar), `output_stream` ``stdout`` or ``stderr``.
     """
 
     type: TaskEventType
