@@ -29,7 +29,7 @@ class Screen:
         self.process = subprocess.Popen(
             [*TTASKS, *words],
             cwd=ttasks.folder,
-            env=ttasks.environment(**{"TERM": "xterm-256color", "COLORTERM": "", **variables}),
+            env=ttasks.environment(**{"TERM": "xterm-256color", "COLORTERM": "", "COLUMNS": "200", **variables}),
             stdin=subprocess.DEVNULL,
             stdout=its,
             stderr=its,

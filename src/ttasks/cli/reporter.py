@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -192,18 +193,26 @@ class Reporter:
         """Return the rows, as many as fit, and what moves the cursor back to where they begin."""
         if not self._rows:
             return ""
-        size = self._out.size
-        room = max(1, min(ROWS_MAX, size.height - 2))
+        columns, height = self._size()
+        room = max(1, min(ROWS_MAX, height - 2))
         rows = [f"{at} {self._plain_names[key[0]]} | {said}" for key, (at, said) in self._rows.items()]
         if len(rows) > room:
             rows[room - 1 :] = [f"… and {len(rows) - room + 1} more"]
         lines = []
         for row in rows:
             text = Text(row)
-            text.truncate(max(1, size.width - 1), overflow="ellipsis")
+            text.truncate(max(1, columns - 1), overflow="ellipsis")
             lines.append(self._styled(text.plain, "dim"))
         up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
         return "\n".join(lines) + "\r" + up
+
+    def _size(self) -> tuple[int, int]:
+        """Return the columns and lines of the window as it is now, whatever COLUMNS and LINES say of another one."""
+        try:
+            size = os.get_terminal_size(self._out.file.fileno())
+        except OSError:  # it is gone
+            return 80, 24
+        return size.columns or 80, size.lines or 24
 
 
 def _time(at: datetime) -> str:
