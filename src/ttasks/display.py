@@ -66,6 +66,11 @@ def latest(line: str) -> str:
     return line.rstrip("\r").rpartition("\r")[2] if "\r" in line else line
 
 
+def last_line(text: str | None) -> str:
+    """Return the last line of an error text, as it was left, without colours."""
+    return plain(latest((text or "").strip().rpartition("\n")[2]))
+
+
 def short(id_: str) -> str:
     """Return the end of an id: ids made at about the same time begin alike."""
     return id_[-ID_LENGTH:]

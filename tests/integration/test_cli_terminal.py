@@ -154,6 +154,15 @@ def test_colours_of_scripts_reach_a_terminal_and_nothing_else_that_steers_it(tta
         assert "green" in ttasks(*words).stdout and "\x1b" not in ttasks(*words).stdout
 
 
+def test_an_error_that_a_script_printed_in_colours_is_told_without_them(ttasks: Command) -> None:
+    script = "printf '1%%\\\\r\\\\e[31mboom\\\\e[0m\\\\n' >&2; exit 3"
+    ttasks.write("a.yaml", f'tasks:\n  a: {{bash: "{script}"}}\n')
+    run = ttasks("run", "a.yaml")
+    assert run.returncode == 1 and re.search("^a: failed: .*boom$", run.stdout, re.MULTILINE)
+    for printed in (run, ttasks("show"), ttasks("show", ttasks.task_id("a"))):
+        assert "boom" in printed.stdout and "x1b" not in printed.stdout and "\x1b" not in printed.stdout
+
+
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_where_no_colours_are_wanted_a_terminal_gets_none(ttasks: Command, variables: dict[str, str]) -> None:
     ttasks.write("a.yaml", COLOURS.replace("; exit 1", "; printf '1%%\\\\r2%%\\\\n'"))

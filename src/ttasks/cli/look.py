@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
 from ttasks.cli.text import console, print_lines, state
-from ttasks.display import count, duration, moment, printable, short
+from ttasks.display import count, duration, last_line, moment, plain, printable, short
 from ttasks.errors import DamagedLedgerError, NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
@@ -134,7 +134,7 @@ def _show_graph(readers: Readers, graph_id: str) -> None:
             *([] if member.is_required else ["optional"]),
             *([f"blocked by {printable(tasks[task.blocked_by].name)}"] if task.blocked_by in tasks else []),
             *([note] if note else []),
-            *([printable(task.error.strip().rpartition("\n")[2])] if task.error else []),
+            *([last_line(task.error)] if task.error else []),
         ]
         table.add_row(
             short(task.id),
@@ -175,7 +175,7 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _field("", line)
     for name, value in (("cwd", task.cwd), ("timeout", task.timeout), ("error", task.error)):
         if value is not None:
-            _field(name, value if name != "error" else str(value).strip())
+            _field(name, value if name != "error" else plain(str(value).strip()))
     for variable, value in sorted((task.env or {}).items()):
         _field("env", f"{variable}={value}")
     for variable in sorted(task.env_digests or {}):

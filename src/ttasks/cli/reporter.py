@@ -15,7 +15,7 @@ from rich.text import Text
 from ttasks import clock
 from ttasks.cli.text import STYLES, Painter, Styler, console
 from ttasks.clock import monotonic_s
-from ttasks.display import duration, latest, plain, printable
+from ttasks.display import duration, last_line, latest, plain, printable
 from ttasks.model.event import TaskEvent, TaskEventType
 
 REDRAW_S: Final = 0.1
@@ -113,7 +113,7 @@ class Reporter:
             heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
             text += f"{heard} after {duration(result.duration)}"
         if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            text += ": " + printable((event.error or "").strip().rpartition("\n")[2])
+            text += f": {last_line(event.error)}"
         return text
 
     # --- lines, and what goes on below them; all of it with the lock held ---------------------------------------------

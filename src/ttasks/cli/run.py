@@ -19,7 +19,7 @@ from ttasks.cli.reporter import Reporter
 from ttasks.cli.text import STYLES, console, print_lines
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
-from ttasks.display import count, duration, printable, short
+from ttasks.display import count, duration, last_line, printable, short
 from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
@@ -203,6 +203,5 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    error = printable((task.error or "").strip().rpartition("\n")[2])
-    out.print(Text(f"{name}{optional}: {task.status}: {error}", style=STYLES[str(task.status)]))
+    out.print(Text(f"{name}{optional}: {task.status}: {last_line(task.error)}", style=STYLES[str(task.status)]))
     print_lines(out, readers.last_lines(task.id, task.attempts, LAST_LINES), "  | ")
