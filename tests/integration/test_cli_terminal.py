@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_cut_off_and_counted(ttasks: Command) -> None:
     ttasks.write("a.yaml", f"tasks:\n{tasks}")
     screen = Screen(ttasks, "run", "--jobs", "12", "a.yaml")
     shown: list[str] = []
-    while len(shown) != 8 or any(len(row) != 50 or not row.endswith("x…") for row in shown[:-1]):
+    while len(shown) != 8 or any(len(row) != 50 or not row.endswith("xx") for row in shown[:-1]):
         lines = screen.until("\r")
         shown = [line for line in lines if " | " in line] + [line for line in lines if line == "… and 5 more"]
     ttasks.write("a", "")

@@ -198,10 +198,11 @@ class Reporter:
         rows = [f"{at} {self._plain_names[key[0]]} | {said}" for key, (at, said) in self._rows.items()]
         if len(rows) > room:
             rows[room - 1 :] = [f"… and {len(rows) - room + 1} more"]
-        lines = []
+        lines, encoding = [], self._out.encoding
         for row in rows:
-            text = Text(row)
-            text.truncate(max(1, columns - 1), overflow="ellipsis")
+            # As it is written: what stdout's encoding lacks is spelled out, and takes more room.
+            text = Text(row.encode(encoding, "backslashreplace").decode(encoding))
+            text.truncate(max(1, columns - 1), overflow="crop")
             lines.append(self._styled(text.plain, "dim"))
         up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
         return "\n".join(lines) + "\r" + up
