@@ -21,6 +21,8 @@ from ttasks.model.event import TaskEvent, TaskEventType
 REDRAW_S: Final = 0.1
 ROWS_MAX: Final = 8
 """How many lines that go on are shown at a time."""
+ROW_CHARACTERS_MAX: Final = 1_000
+"""How much of such a line is looked at: more than any window shows of it."""
 BAR_FIRST_S: Final = 1.0
 BAR_LAST_S: Final = 30.0
 """How long after the one before a pipe gets the next state of a line that is overwritten: at first, and in the end."""
@@ -97,10 +99,8 @@ class Reporter:
                 text, style = "… " + percent + printable(event.progress_message or ""), "cyan"
             elif event.type is TaskEventType.STARTED:
                 self._running[event.task_id] = None
-                text, style = (
-                    f"started (attempt {event.task.attempts})" if event.task.attempts > 1 else "started",
-                    "bold",
-                )
+                again = f" (attempt {event.task.attempts})" if event.task.attempts > 1 else ""
+                text, style = f"started{again}", "bold"
             else:
                 self._running.pop(event.task_id, None)
                 self._finish_bars(event.task_id)
@@ -180,7 +180,7 @@ class Reporter:
             begun = self._unfinished(task_id)
             for stream in ("stdout", "stderr"):
                 key = (task_id, stream)
-                said = plain(latest(begun.get(stream, "")))
+                said = plain(latest(begun.get(stream, ""))[:ROW_CHARACTERS_MAX])
                 bar = self._bars.get(key)
                 if said.strip():
                     is_same = key in self._rows and self._rows[key][1] == said
