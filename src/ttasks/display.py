@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -17,6 +18,11 @@ from ttasks.state.reconcile import WAITING
 from ttasks.state.task import AttemptState, TaskState
 
 _JOINERS: Final = "\u200d\ufe0f"
+TAB: Final = "    "
+# What SGR sequences (ECMA-48, 8.3.117) may hold is bounded, because their numbers are read: a digit too many is text.
+_SGR: Final = r"\x1b\[[0-9;:]{0,60}m"
+COLOUR: Final = re.compile(_SGR)
+_KNOWN: Final = re.compile(rf"({_SGR})|\x1b\[[0-2]?K|\x1b\]8;[^\x07\x1b]*(?:\x07|\x1b\\)")
 ID_LENGTH: Final = 8
 LOOKS_LIKE: Final = {
     "approved": "succeeded",
@@ -31,38 +37,65 @@ _SUBJECTS: Final = ("command", "pattern", "query", "path", "file_path", "url", "
 """Which argument of a tool says best what it was called for, by the tools that there are."""
 
 
-def printable(text: str) -> str:
-    """Return `text` with what could steer a terminal (escape codes, direction marks, lone surrogates) spelled out."""
+def printable(text: str, tab: str = TAB) -> str:
+    """Return `text` with what could steer a terminal (escape codes, direction marks, lone surrogates) spelled out.
+
+    A tab becomes `tab`.
+    """
     if text.isprintable():
         return text
     # One pass over the text for each such character: a script's output has few of them, and millions of others.
     for ch in set(text):
         if not ch.isprintable() and ch not in _JOINERS:
-            text = text.replace(ch, "    " if ch == "\t" else ch.encode("unicode_escape").decode("ascii"))
+            text = text.replace(ch, tab if ch == "\t" else ch.encode("unicode_escape").decode("ascii"))
     return text
 
 
 def why_of_result(error: str | None, result: TaskResult | None) -> str:
     """Say in one line why a task ended: its error text, with the exit code of the attempt whose text it is."""
     if result is None or result.status is not TaskStatus.FAILED:
-        return printable(why(error, None, None))
-    return printable(why(error, result.returncode, result.termination_reason))
+        return plain(why(error, None, None))
+    return plain(why(error, result.returncode, result.termination_reason))
 
 
 def why_of_task(task: TaskState) -> str:
     """Say the same of a task as the ledger has it."""
     result = task.result
     if result is None or result.status is not TaskStatus.FAILED or task.status is not TaskStatus.FAILED:
-        return printable(why(task.error, None, None))
-    return printable(why(task.error, result.returncode, result.reason))
+        return plain(why(task.error, None, None))
+    return plain(why(task.error, result.returncode, result.reason))
 
 
 def why_of_attempt(attempt: AttemptState) -> str:
     """Say the same of an attempt; where ttasks ended its process, by which signal and why it did."""
     if attempt.returncode is None or attempt.reason == TerminationReason.EXIT_CODE:
-        return printable(why(attempt.error, attempt.returncode, attempt.reason))
+        return plain(why(attempt.error, attempt.returncode, attempt.reason))
     parts = (exit_text(attempt.returncode, attempt.reason), why(attempt.error, None, None))
-    return printable(": ".join(filter(None, parts)))
+    return plain(": ".join(filter(None, parts)))
+
+
+def coloured(text: str, tab: str = TAB) -> str:
+    """Return `text` with no escape sequence left but those that set colours, which are whole; it may end in one.
+
+    Of a link its text is left. What erases the end of a line is dropped: a progress bar prints it with each state.
+    """
+    if "\x1b" not in text:
+        return printable(text, tab)
+    parts, end = list[str](), 0
+    for found in _KNOWN.finditer(text):
+        parts += printable(text[end : found.start()], tab), found[1] or ""
+        end = found.end()
+    return "".join([*parts, printable(text[end:], tab)])
+
+
+def plain(text: str, tab: str = TAB) -> str:
+    """Return `text` without its colours, and with what could steer a terminal spelled out."""
+    return COLOUR.sub("", coloured(text, tab)) if "\x1b" in text else printable(text, tab)
+
+
+def latest(line: str) -> str:
+    """Return what a line says last, of what it has overwritten itself (by a carriage return); it has no line end."""
+    return line.rstrip("\r").rpartition("\r")[2] if "\r" in line else line
 
 
 def short(id_: str) -> str:

@@ -325,8 +325,14 @@ def test_each_line_is_an_event_with_its_stream_and_its_end() -> None:
     assert all(event.task is task for event in heard)
 
 
-@pytest.mark.parametrize("odd", [r"a\rb", r"a\x0bb", r"a\xe2\x80\xa8b", r"a\x85b", r"a\x0cb"])
-def test_only_a_line_feed_ends_a_line(odd: str) -> None:
+def test_a_carriage_return_ends_what_a_progress_bar_overwrites_and_with_a_line_feed_it_is_one_end() -> None:
+    task, heard = lines_heard(r"printf '1%%\r2%%\r'; sleep 0.05; printf '\nlast\r\n\rbar'")
+    assert [event.output_chunk for event in heard] == ["1%\r", "2%\r\n", "last\r\n", "\r", "bar"]
+    assert task.result is not None and task.result.output == "1%\r2%\r\nlast\r\n\rbar"
+
+
+@pytest.mark.parametrize("odd", [r"a\x0bb", r"a\xe2\x80\xa8b", r"a\x85b", r"a\x0cb"])
+def test_nothing_else_ends_a_line(odd: str) -> None:
     _, heard = lines_heard(f"printf '{odd}\\nend\\n'")
     assert len(heard) == 2
 

@@ -14,13 +14,15 @@ from rich.text import Text
 from ttasks.cli import printed, text
 from ttasks.cli.printed import whole_lines
 from ttasks.cli.text import print_table
-from ttasks.display import printable
+from ttasks.display import latest, plain
 
-CHUNKS = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text(st.sampled_from("ab\n\tü\x1b\udcff"))))
+TAB = "\t"
+
+CHUNKS = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text(st.sampled_from("ab\n\r\tü\x1b\udcff"))))
 
 
 @given(CHUNKS, st.integers(1, 4))
-def test_each_line_is_printed_where_it_ends(chunks: list[tuple[str, str]], held_max: int) -> None:
+def test_each_line_is_printed_where_it_ends_as_what_it_says_last(chunks: list[tuple[str, str]], held_max: int) -> None:
     lines, begun = list[str](), {"stdout": "", "stderr": ""}
     for stream, part in chunks:
         *whole, begun[stream] = (begun[stream] + part).split("\n")
@@ -28,7 +30,7 @@ def test_each_line_is_printed_where_it_ends(chunks: list[tuple[str, str]], held_
     lines += [line for line in begun.values() if line]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(printed, "HELD_MAX", held_max)
-        assert "".join(whole_lines(chunks)) == "".join(f"{printable(line)}\n" for line in lines)
+        assert "".join(whole_lines(chunks)) == "".join(f"{plain(latest(line), TAB)}\n" for line in lines)
 
 
 def test_a_line_of_any_length_takes_little_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tracemalloc
 
@@ -15,7 +16,7 @@ from ttasks.state.rows import tail
 
 NOTICE = re.compile(r"\[(\d+) bytes left out: max_output_bytes is (\d+); the ledger has it\]")
 # What a decoder with replacement gives: anything but surrogates. All widths of UTF-8, and line ends.
-PARTS = st.lists(st.text(st.sampled_from("ab\nü✓😀\ufffd\0"), max_size=60), max_size=12)
+PARTS = st.lists(st.text(st.sampled_from("ab\n\rü✓😀\ufffd\0"), max_size=60), max_size=12)
 LIMITS = st.integers(1, 200)
 
 
@@ -99,9 +100,18 @@ def lines_of(parts: list[str], bytes_max: int | None) -> list[str]:
 @given(PARTS)
 def test_lines_are_the_same_however_the_text_was_read(parts: list[str]) -> None:
     lines = lines_of(parts, None)
-    assert "".join(lines) == "".join(parts)
-    assert all(line.endswith("\n") for line in lines[:-1])
-    assert all(line.count("\n") <= 1 and line for line in lines)
+    assert lines == io.StringIO("".join(parts), newline="").readlines()  # Python's own text files, with all their ends
+    assert lines_of(["".join(parts)], None) == lines
+
+
+def test_a_progress_bar_is_a_line_for_each_of_its_states_whether_the_return_comes_before_or_after_it() -> None:
+    cutter = LineCutter(Limit(None))
+    assert cutter.cut("\r10%") == ["\r"] and cutter.unfinished() == "10%"
+    assert cutter.cut("\r20%") == ["10%\r"] and cutter.unfinished() == "20%"
+    assert cutter.cut("\r") == [] and cutter.unfinished() == "20%\r"  # a line feed may follow
+    assert cutter.cut("30%") == ["20%\r"]
+    assert cutter.cut("\r") + cutter.cut("\nnext") == ["30%\r\n"]
+    assert cutter.finish() == ["next"] and cutter.finish() == []
 
 
 @given(PARTS, LIMITS)
@@ -109,7 +119,7 @@ def test_only_a_line_longer_than_the_limit_is_shortened(parts: list[str], bytes_
     whole, shown = lines_of(parts, None), lines_of(parts, bytes_max)
     assert len(shown) == len(whole)
     for line, seen in zip(whole, shown, strict=True):
-        text = line.removesuffix("\n")
+        text = line.rstrip("\r\n")
         if len(text.encode()) <= bytes_max:
             assert seen == line
         else:

@@ -14,6 +14,7 @@ from typing import Final, ParamSpec
 
 import click
 
+from ttasks.cli.streams import needs_no_reader
 from ttasks.display import short
 from ttasks.errors import NotALedgerError, NotFoundError, NotResumableError, RedactionError, TtasksError, WorkflowError
 from ttasks.state.next_steps import Step
@@ -30,6 +31,8 @@ _SHORT_OF: Final = {
 }
 EXIT_BAD_INPUT: Final = 2
 EXIT_CTRL_C: Final = 130
+ONLY_PRINT: Final = ("ls", "show", "events")
+"""The commands that end where nobody reads what they print. Of the others, what they do counts, and their exit code."""
 
 
 def ledger_path(given: Path | None) -> Path:
@@ -64,15 +67,17 @@ ledger_option = click.option(
 
 
 def says_errors(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let a command end with a sentence and an exit code instead of a traceback."""
+    """Let a command end with a sentence and an exit code instead of a traceback.
+
+    Unless it only prints, it goes on without a stdout to print to.
+    """
 
     @wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        if function.__name__ not in ONLY_PRINT:
+            needs_no_reader()
         try:
             function(*args, **kwargs)
-        except BrokenPipeError:  # whoever read us has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_NOT_OK)
         except TtasksError as error:
             from ttasks.cli.text import console
             from ttasks.display import printable
@@ -231,7 +236,7 @@ def ls(tasks: bool, limit: int, ledger: Path | None) -> None:
 
 @command.command(short_help="Show a graph or a task.")
 @click.argument("id", required=False)
-@click.option("--output", is_flag=True, help="Print all that a task printed, not only the last lines.")
+@click.option("--output", is_flag=True, help="Print only what a task printed, all of it; of an agent, all it did.")
 @ledger_option
 @says_errors
 def show(id: str | None, output: bool, ledger: Path | None) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.text import Text
 
 from ttasks.cli.conversation import Conversation
-from ttasks.cli.printed import whole_lines
-from ttasks.cli.text import Styler, console, print_table, state
-from ttasks.display import count, duration, moment, printable, short, took, why_of_task
+from ttasks.cli.printed import show_plain, whole_lines
+from ttasks.cli.text import Painter, Styler, console, print_lines, print_table, state
+from ttasks.display import count, duration, moment, plain, printable, short, took, why_of_task
 from ttasks.errors import NotFoundError
 from ttasks.events.codec import encode, iso
 from ttasks.events.envelope import RecordedEvent
@@ -149,6 +149,11 @@ def _who(runner: RunnerState | None) -> str:
 def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     task = readers.task(task_id)
     assert task is not None
+    attempts = readers.attempts(task_id)
+    if whole_output and (not attempts or attempts[-1].session is None):
+        for attempt in attempts[-1:]:
+            _print_output(readers, task_id, attempt.attempt, whole=True)
+        return
     status, note = Leftovers(readers).task_status(task)
     _field("task", task.id)
     _field("title", task.title)
@@ -160,12 +165,11 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
         _field("", line)
     for name, value in (("cwd", task.cwd), ("timeout", task.timeout), ("error", task.error)):
         if value is not None:
-            _field(name, value if name != "error" else str(value).strip())
+            _field(name, value if name != "error" else plain(str(value).strip()))
     for variable, value in sorted((task.env or {}).items()):
         _field("env", f"{variable}={value}")
     for variable in sorted(task.env_digests or {}):
         _field("env", f"{variable}=(secret, not recorded)")
-    attempts = readers.attempts(task_id)
     for attempt in attempts:
         is_left = attempt.status is TaskStatus.RUNNING and status is TaskStatus.INTERRUPTED
         _field(f"attempt {attempt.attempt}", _attempt_line(readers, attempt, status if is_left else attempt.status))
@@ -199,15 +203,15 @@ def _attempt_line(readers: Readers, attempt: AttemptState, status: str) -> str:
 def _print_output(readers: Readers, task_id: str, attempt: int, *, whole: bool) -> None:
     out = console()
     if whole:
-        for block in whole_lines(readers.chunks(task_id, attempt)):
+        painter = Painter(out, "\t")
+        for block in whole_lines(readers.chunks(task_id, attempt), painter.whole if painter.paints else show_plain):
             out.file.write(block)
         out.file.flush()
         return
     lines = readers.last_lines(task_id, attempt, LAST_LINES)
     if lines:
         out.print(Text(f"last {count(len(lines), 'line')} of output:", style="dim"))
-    for stream, line in lines:
-        out.print(Text("| " + printable(line), style="red" if stream == "stderr" else ""))
+    print_lines(out, lines, "| ")
 
 
 def print_events(

@@ -19,13 +19,12 @@ from ttasks.cli.look import find
 from ttasks.cli.run import (
     DEFAULT_WORKERS,
     Ended,
-    Reporter,
     Terminated,
     carry_out,
     exit_code,
     hear_signals,
-    last_words,
     latest_interrupted,
+    reporting,
 )
 from ttasks.cli.text import console, state
 from ttasks.cli.workflow import load_workflow
@@ -268,13 +267,12 @@ def _go_on(
     name = printable(handle.title or short(handle.id))
     out.print(f"{name}: going on with task {handle.id}, ledger {printable(str(path))}")
     hear_signals()
-    with executor.events.subscribed(Reporter({handle.id: printable(handle.name)})):
+    with reporting(executor, {handle.id: printable(handle.name)}):
         stopped_by = _see_through(executor, handle, run.run)
-    with last_words():
-        out.print(Text.assemble(f"{name}: ", state(handle.status)))
-        for step in Leftovers(store._readers).steps_of_task(handle._view):
-            what = "it waits for a person" if step.verb == "resolve" else step.why
-            out.print(f"{what}: {hint.step(step)}")
+    out.print(Text.assemble(f"{name}: ", state(handle.status)))
+    for step in Leftovers(store._readers).steps_of_task(handle._view):
+        what = "it waits for a person" if step.verb == "resolve" else step.why
+        out.print(f"{what}: {hint.step(step)}")
     return Ended(exit_code(handle.status, stopped_by), stopped_by is not None)
 
 

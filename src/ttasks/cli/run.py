@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from typing import Final
 from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
-from ttasks.cli.text import STYLES, Styler, console
+from ttasks.cli.reporter import Reporter
+from ttasks.cli.text import STYLES, console, print_lines
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short, why_of_result
@@ -25,10 +24,8 @@ from ttasks.events.facts import Source
 from ttasks.events.status import RunStatus, TaskStatus, TaskType
 from ttasks.log.reading import Readers
 from ttasks.log.redaction import redacted
-from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted
-from ttasks.model.result import is_read_when_asked
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
@@ -84,52 +81,6 @@ def graph_of(workflow: Workflow) -> TaskGraph:
     return graph
 
 
-class Reporter:
-    """Prints each event on a line of its own, whichever thread it comes from; `names` are those of tasks, by id."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._out = console()
-        self._styled = Styler(self._out)
-        self._lock = threading.Lock()
-        width = min(max(map(len, names.values()), default=0), 30)
-        self._names = {task_id: self._styled(name.ljust(width), "bold") for task_id, name in names.items()}
-
-    def __call__(self, event: TaskEvent) -> None:
-        """Print one event."""
-        if event.type is TaskEventType.OUTPUT:
-            style = "dim red" if event.output_stream == "stderr" else "dim"
-            self._line(event, "| " + printable((event.output_chunk or "").rstrip("\r\n")), style)
-        elif event.type is TaskEventType.PROGRESS:
-            percent = f"{event.progress_percent:g} % " if event.progress_percent is not None else ""
-            self._line(event, "… " + percent + printable(event.progress_message or ""), "cyan")
-        elif event.type is TaskEventType.STARTED:
-            again = f" (attempt {event.task.attempts})" if event.task.attempts > 1 else ""
-            self._line(event, f"started{again}", "bold")
-        else:
-            self._line(event, self._end(event), STYLES.get(str(event.type), "bold red"))
-
-    def _end(self, event: TaskEvent) -> str:
-        text, result = str(event.type).replace("_", " "), event.task.result
-        if result is not None and event.type is not TaskEventType.BLOCKED:
-            heard = "; last heard of" if event.type is TaskEventType.INTERRUPTED else ""
-            text += f"{heard} after {duration(result.duration)}"
-        if event.type in (TaskEventType.FAILED, TaskEventType.PERSISTENCE_FAILED):
-            # Of a long error the handle has the end; all of it would have to be read.
-            error = event.task._view.error if is_read_when_asked(event, "error") else event.error
-            text += f": {why_of_result(error, result if event.type is TaskEventType.FAILED else None)}"
-            due = event.task._view.retry_due_at
-            if event.type is TaskEventType.FAILED and due is not None:
-                text += f"; trying again in {duration(max((due - event.timestamp).total_seconds(), 0))}"
-        return text
-
-    def _line(self, event: TaskEvent, text: str, style: str) -> None:
-        at = self._styled(event.timestamp.astimezone().strftime("%H:%M:%S"), "dim")
-        line = f"{at} {self._names[event.task_id]} {self._styled(text, style)}\n"
-        with self._lock:
-            self._out.file.write(line)
-            self._out.file.flush()
-
-
 class Terminated(SystemExit):
     """SIGTERM or SIGHUP: an interruption, not a decision; what runs is ended and recorded as interrupted."""
 
@@ -165,13 +116,15 @@ def hear_signals() -> None:
 
 
 @contextlib.contextmanager
-def last_words() -> Iterator[None]:
-    """Say something before an interrupted process ends, where anybody is left to read it: a terminal may be gone."""
-    try:
+def reporting(executor: TaskExecutor, names: Mapping[str, str]) -> Iterator[None]:
+    """Say what happens to tasks inside of this; `names` are theirs, by id."""
+
+    def unfinished(task_id: str) -> Mapping[str, str]:
+        live = executor._live.get(task_id)
+        return live.unfinished() if live is not None else {}
+
+    with Reporter(names, unfinished) as reporter, executor.events.subscribed(reporter):
         yield
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
@@ -216,13 +169,12 @@ def carry_out(
     out.print(f"{title}: {again}{count(len(graph), 'task')}, graph {graph.id}, ledger {where}")
     hear_signals()
     stopped_by: BaseException | None = None
-    with executor.events.subscribed(Reporter(names)):
+    with reporting(executor, names):
         try:
             start()
         except (KeyboardInterrupt, Terminated) as interruption:
             stopped_by = interruption
-    with last_words() if isinstance(stopped_by, Terminated) else contextlib.nullcontext():
-        _summarise(graph, names, before, store._readers, monotonic_s() - started_s, hint)
+    _summarise(graph, names, before, store._readers, monotonic_s() - started_s, hint)
     return Ended(exit_code(graph.run_status, stopped_by), stopped_by is not None)
 
 
@@ -288,5 +240,4 @@ def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None
     optional = " (optional)" if graph.is_optional(task) else ""
     why = why_of_result(task._view.error, task.result)
     out.print(Text(f"{name}{optional}: {task.status}: {why}", style=STYLES[str(task.status)]))
-    for stream, line in readers.last_lines(task.id, task.attempts, LAST_LINES):
-        out.print(Text("  | " + printable(line), style="red" if stream == "stderr" else ""))
+    print_lines(out, readers.last_lines(task.id, task.attempts, LAST_LINES), "  | ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +11,7 @@ from rich.ansi import AnsiDecoder
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
-from ttasks.display import count, printable
+from ttasks.display import COLOUR, coloured, count, printable
 
 LINE_CHARACTERS_MAX: Final = 4_000
 """How much of one line is drawn: its beginning and its end."""
@@ -25,10 +24,6 @@ TEXT_CHARACTERS_MAX: Final = 64_000
 LONG_LINES: Final = 14
 LONG_CHARACTERS: Final = 1_500
 
-# What SGR sequences (ECMA-48, 8.3.117) may hold is bounded, because their numbers are read: a digit too many is text.
-_SGR: Final = r"\x1b\[[0-9;]{0,60}m"
-_COLOUR: Final = re.compile(_SGR)
-_KEPT: Final = re.compile(rf"({_SGR})|\x1b\]8;[^\x07\x1b]*(?:\x07|\x1b\\)")
 _FLAGS: Final = ("bold", "dim", "italic", "underline", "strike")
 
 
@@ -70,10 +65,10 @@ class Terminal:
 
     def _pass_over(self, text: str) -> None:
         """Take in the colours that are set in what is not drawn: they last beyond it."""
-        self._decoder.decode_line("".join(_COLOUR.findall(text)[-SETTINGS_MAX:]))
+        self._decoder.decode_line("".join(COLOUR.findall(text)[-SETTINGS_MAX:]))
 
     def _html(self, text: str) -> Markup:
-        drawn = self._decoder.decode_line(_tame(text))
+        drawn = self._decoder.decode_line(coloured(text))
         plain, end, parts = drawn.plain, 0, list[Markup]()
         for span in drawn.spans:
             names = _classes(span.style) if isinstance(span.style, Style) else ""
@@ -82,15 +77,6 @@ class Terminal:
             parts.append(Markup('<span class="{}">{}</span>').format(names, inside) if names else inside)
             end = span.end
         return Markup("").join([*parts, escape(plain[end:])])
-
-
-def _tame(text: str) -> str:
-    """Return `text` with no escape sequence left but those that set colours; of a link its text is left."""
-    parts, end = list[str](), 0
-    for found in _KEPT.finditer(text):
-        parts += printable(text[end : found.start()]), found[1] or ""
-        end = found.end()
-    return "".join([*parts, printable(text[end:])])
 
 
 def _classes(style: Style) -> str:

@@ -32,7 +32,8 @@ class TaskEvent(ReadWhenAsked):
     """Something that happened to a task.
 
     With a `record` it is in the ledger for good. `record` is None without a ledger, and on OUTPUT and PROGRESS, which
-    are durable a moment later. `output_chunk` is one line with its line end, `output_stream` ``stdout`` or ``stderr``.
+    are durable a moment later. `output_chunk` is one line with its end (``\\n``, ``\\r\\n``, or the ``\\r``
+    of a progress bar), `output_stream` ``stdout`` or ``stderr``.
     An `error` of more than 64 KiB that the ledger has is read each time it is asked for.
     """
 

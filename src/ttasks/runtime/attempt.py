@@ -525,6 +525,11 @@ class Attempt:
             for stream, line in lines:
                 self._publish_lines(stream, [line])
 
+    def unfinished(self) -> dict[str, str]:
+        """Return what was printed of lines that have no end yet, and so are not published, by stream."""
+        printing = self._printing
+        return printing.unfinished() if printing is not None else {}
+
     def _publish_lines(self, stream: str, lines: list[str]) -> None:
         with _publishing(self._thread):
             for line in lines:

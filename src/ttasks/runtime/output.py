@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ttasks import clock
@@ -28,6 +30,7 @@ BATCH_CHARACTERS: Final = 64 * 1024
 BATCH_WAIT_S: Final = 0.2
 STREAMS: Final = ("stdout", "stderr")
 IDLE_S: Final = 5.0
+_LINE_END: Final = re.compile("(\r?\n|\r)")
 
 
 class OutputBuffer:
@@ -204,27 +207,38 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 class LineCutter:
     """Cuts what is read from one stream into lines, each with its end; the last may lack it.
 
+    A carriage return ends a line too, as it does for Python's own text files: what a progress bar has overwritten.
     Of a line that is longer than `limit` only the beginning and the end are kept.
     """
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
         self._rest = limit.keep(" ")
+        self._held = ""
 
     def cut(self, text: str) -> list[str]:
         """Return the lines that `text` completes."""
-        first, *others = text.split("\n")
-        self._rest.add(first)
-        if not others:
-            return []
-        lines = [self._rest.text() + "\n"]
-        self._rest = self._limit.keep(" ")
-        self._rest.add(others.pop())
-        if self._limit.covers(text):
-            lines += [line + "\n" for line in others]
+        ends: Iterable[str] = itertools.repeat("\n")
+        if self._held or "\r" in text:
+            text = self._held + text
+            self._held = "\r" if text.endswith("\r") else ""  # the other half of a \r\n may follow
+            parts = _LINE_END.split(text.removesuffix(self._held))  # line, end, line, …, what is begun
+            lines, ends = parts[::2], parts[1::2]
         else:
-            lines += [self._shortened(line) + "\n" for line in others]
-        return lines
+            lines = text.split("\n")
+        self._rest.add(lines[0])
+        if len(lines) == 1:
+            return []
+        begun, lines[0] = lines.pop(), self._rest.text()
+        self._rest = self._limit.keep(" ")
+        self._rest.add(begun)
+        if not self._limit.covers(text):
+            lines[1:] = map(self._shortened, lines[1:])
+        return [line + end for line, end in zip(lines, ends, strict=False)]
+
+    def unfinished(self) -> str:
+        """Return what there is of the line that has no end yet."""
+        return self._rest.text() + self._held
 
     def _shortened(self, line: str) -> str:
         if self._limit.covers(line):
@@ -235,7 +249,7 @@ class LineCutter:
 
     def finish(self) -> list[str]:
         """Return what is left, if anything."""
-        rest, self._rest = self._rest.text(), self._limit.keep(" ")
+        rest, self._rest, self._held = self.unfinished(), self._limit.keep(" "), ""
         return [rest] if rest else []
 
 
@@ -276,6 +290,11 @@ class Printing:
             with self._lock:
                 lines = self._cutters[stream].cut(text)
             self._publish(stream, lines)
+
+    def unfinished(self) -> dict[str, str]:
+        """Return what was printed of lines that have no end yet, by stream; no secret is in it."""
+        with self._lock:
+            return {stream: cutter.unfinished() for stream, cutter in self._cutters.items()}
 
     def _keep(self, stream: str, text: str) -> None:
         self.kept[stream].add(text)

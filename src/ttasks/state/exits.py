@@ -80,7 +80,7 @@ def why(error: str | None, code: int | None, reason: str | None) -> str:
         code: its exit code (None: it has none).
         reason: why it ended, a `TerminationReason` (None: success, or nothing is known).
     """
-    last = (error or "").strip().rpartition("\n")[2]
+    last = (error or "").strip().rpartition("\n")[2].rpartition("\r")[2]
     if not code or reason != TerminationReason.EXIT_CODE:
         return last
     text = exit_text(code)
