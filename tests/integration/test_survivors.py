@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 
 from ttasks import SurvivorError
 from ttasks.log import survivors
+from ttasks.log.processes import Process
 from ttasks.log.runner import process_start
 from ttasks.log.survivors import MARK, RUNNER, Dead, Leader, end_survivors, mark
 
@@ -99,10 +101,9 @@ def test_a_group_is_the_attempts_as_long_as_a_process_with_its_mark_is_in_it(scr
     assert not lives(int(script.said))
 
 
-def test_what_does_not_heed_sigterm_is_killed(scripts: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(survivors, "TERM_WAIT_S", 0.1)
+def test_what_does_not_heed_sigterm_is_killed(scripts: Any) -> None:
     script = scripts("trap '' TERM; echo $$; while true; do sleep 0.1; done")
-    assert end_survivors({OF_ATTEMPT: Dead("r")})[OF_ATTEMPT].signal == "SIGKILL"
+    assert end_survivors({OF_ATTEMPT: Dead("r", grace_s=0.1)})[OF_ATTEMPT].signal == "SIGKILL"
     assert not lives(script.process.pid)
 
 
@@ -153,26 +154,23 @@ def test_who_resumes_from_inside_the_attempt_does_not_end_itself() -> None:
 
 
 def test_what_can_not_be_ended_is_named(scripts: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(survivors, "TERM_WAIT_S", 0.05)
     monkeypatch.setattr(survivors, "KILL_WAIT_S", 0.05)
     monkeypatch.setattr(survivors, "_send", lambda process, number: None)  # as where it is another user's
     script = scripts("echo $$; exec sleep 1000")
     with pytest.raises(SurvivorError, match=f"process {script.process.pid}") as refusal:
-        end_survivors({OF_ATTEMPT: Dead("r")})
+        end_survivors({OF_ATTEMPT: Dead("r", grace_s=0.05)})
     assert refusal.value.pids == (script.process.pid,)
 
 
 def test_signals_that_come_too_late_or_are_not_allowed_are_no_error(monkeypatch: Any) -> None:
-    class Gone:
-        def terminate(self) -> None:
-            raise psutil.NoSuchProcess(1)
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
 
-        def kill(self) -> None:
-            raise psutil.AccessDenied(1)
-
-    survivors._send(Gone(), "SIGTERM")  # type: ignore[arg-type]
-    survivors._send(Gone(), "SIGKILL")  # type: ignore[arg-type]
-    assert survivors._groups_of(2**22 + 1) == ()
+    this = Process(os.getpid(), process_start(os.getpid()) or "", os.getppid(), os.getpgid(0), os.getsid(0))
+    monkeypatch.setattr(os, "kill", refuse)
+    survivors._send(this, signal.SIGTERM)
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("it is another process"))
+    survivors._send(replace(this, start="ticks:1"), signal.SIGKILL)
 
 
 def test_where_nothing_is_asked_for_nothing_is_ended() -> None:

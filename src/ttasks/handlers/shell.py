@@ -16,6 +16,7 @@ from typing import Final
 
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.context import TaskContext
+from ttasks.handlers.environment import encoded
 from ttasks.handlers.process import ChildProcess
 
 ARGUMENT_BYTES_MAX: Final = 100_000
@@ -59,11 +60,11 @@ def _shell() -> str:
 
 @contextlib.contextmanager
 def _for_bash(script: str) -> Iterator[Given]:
-    if len(script) * 4 < ARGUMENT_BYTES_MAX or len(os.fsencode(script)) < ARGUMENT_BYTES_MAX:
+    if len(script) * 4 < ARGUMENT_BYTES_MAX or len(encoded(script, "the script")) < ARGUMENT_BYTES_MAX:
         yield ["-c", script], []
         return
     with tempfile.TemporaryFile() as file:
-        file.write(os.fsencode(script))
+        file.write(encoded(script, "the script"))
         file.seek(0)
         yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
 
@@ -71,7 +72,7 @@ def _for_bash(script: str) -> Iterator[Given]:
 @contextlib.contextmanager
 def _for_powershell(script: str) -> Iterator[Given]:
     # A lone - would make pwsh read its stdin, which is empty, and succeed.
-    parts, rest = [], os.fsencode(" -" if script == "-" else script)
+    parts, rest = [], encoded(" -" if script == "-" else script, "the script")
     # pwsh joins what follows -Command with blanks (about_Pwsh), so a script that was cut at blanks is itself again.
     while len(rest) > ARGUMENT_BYTES_MAX:
         cut = rest.rfind(b" ", 0, ARGUMENT_BYTES_MAX + 1)
@@ -80,9 +81,9 @@ def _for_powershell(script: str) -> Iterator[Given]:
                 f"the script has more than {ARGUMENT_BYTES_MAX} bytes in a row without a blank, too many for an"
                 " argument; nothing was run. Keep it in a file, and let the task run that: & ./script.ps1"
             )
-        parts.append(os.fsdecode(rest[:cut]))
+        parts.append(rest[:cut].decode("utf-8", "surrogateescape"))
         rest = rest[cut + 1 :]
-    yield ["-NoProfile", "-Command", *parts, os.fsdecode(rest)], []
+    yield ["-NoProfile", "-Command", *parts, rest.decode("utf-8", "surrogateescape")], []
 
 
 def _run(
@@ -106,8 +107,9 @@ def _not_started(shell: str, context: TaskContext, error: Exception) -> str:
     if "null byte" in str(error):
         return "could not be started: the script holds a NUL character, which no command line can"
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
+        size = len(encoded(context.payload, "the script"))
         return (
-            f"{shell} could not be started: the script ({len(os.fsencode(context.payload))} bytes) and the variables"
+            f"{shell} could not be started: the script ({size} bytes) and the variables"
             f" are more than this system gives a process: {error.strerror}. Keep long ones in a file"
         )
     return f"{shell} could not be started: {error}"
