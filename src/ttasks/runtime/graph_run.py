@@ -332,6 +332,8 @@ class GraphRun:
     def _stop(self, why: str) -> None:
         """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed (SPEC §2.7)."""
         with self._changed:
+            if self._is_stopped:  # by the order before, which has closed the run
+                return
             self._is_stopped = True
             self._wake()
         began_s, wait_s = clock.monotonic_s(), STOP_WAIT_S
