@@ -122,20 +122,25 @@ class ChildProcess:
 
     def end(self) -> None:
         """End all of it: SIGTERM, its grace, SIGKILL; return when nothing is left. Ctrl-C meanwhile ends the grace."""
-        with self._starting:
-            is_first, self._is_ending = not self._is_ending, True
-        if is_first:
-            threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
         interruption: BaseException | None = None
         while not self._ended.is_set():
             try:
+                if not self._is_ending:
+                    threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
                 clock.wait(self._ended)
             except BaseException as raised:  # noqa: BLE001 - it is raised when nothing is left
-                interruption, self._is_hurried = raised, True
+                if isinstance(raised, RuntimeError) and not self._is_ending:  # the system has no more threads to give
+                    self._end()
+                else:
+                    interruption, self._is_hurried = raised, True
         if interruption is not None:
             raise interruption
 
     def _end(self) -> None:
+        with self._starting:
+            if self._is_ending:  # Ctrl-C came while the thread that ends was started, and it was started again
+                return
+            self._is_ending = True
         try:
             if self._popen is not None:
                 self._end_all(self._popen)
