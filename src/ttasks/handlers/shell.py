@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -66,7 +67,12 @@ def _for_bash(script: str) -> Iterator[Given]:
     with tempfile.TemporaryFile() as file:
         file.write(encoded(script, "the script"))
         file.seek(0)
-        yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
+        # Where this process has no stdin, the file may have its number, which is the script's own stdin.
+        descriptor = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            yield [f"/dev/fd/{descriptor}"], [descriptor]
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
