@@ -145,6 +145,15 @@ def test_only_a_runner_inside_gets_a_second_sigterm(scripts: Any) -> None:
     assert told == [["TERM"], ["TERM", "TERM"]]
 
 
+def test_each_of_several_attempts_has_its_own_grace(scripts: Any) -> None:
+    deaf = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
+    scripts(deaf)
+    obeys_late = "trap 'sleep 0.6; exit' TERM; echo $$; while :; do sleep 0.05; done"
+    scripts(obeys_late, carries=mark(LEDGER, 9))
+    ended = end_survivors({OF_ATTEMPT: Dead("r", grace_s=0.1), mark(LEDGER, 9): Dead("r", grace_s=1000)})
+    assert {name: found.signal for name, found in ended.items()} == {OF_ATTEMPT: "SIGKILL", mark(LEDGER, 9): "SIGTERM"}
+
+
 def test_once_it_is_hurried_nothing_has_a_grace_any_more(scripts: Any) -> None:
     scripts("trap '' TERM; echo $$; while :; do sleep 0.1; done")
     hurries = iter([False, False, False])
