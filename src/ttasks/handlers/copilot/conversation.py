@@ -441,7 +441,12 @@ class Conversation:
             async with asyncio.timeout(STOP_WAIT_S):
                 await self._client.force_stop()
         with contextlib.suppress(SurvivorError):  # whoever closes the session meets it again
-            self.ended = await in_thread(end_all, self._env, self._leader, self._grace_s)
+            await self._end_all()
+
+    async def _end_all(self) -> None:
+        ended = await in_thread(end_all, self._env, self._leader, self._grace_s)
+        if ended.pids:
+            self.ended = ended
 
     async def close(self, *, aborts: bool = False) -> None:
         """End the session and the CLI. `aborts`: what its agent still runs is ended too.
@@ -472,7 +477,7 @@ class Conversation:
                 async with asyncio.timeout(STOP_WAIT_S):
                     await client.force_stop()
             try:
-                self.ended = await in_thread(end_all, self._env, self._leader, self._grace_s)
+                await self._end_all()
             except SurvivorError as left:
                 problem = problem or left
         for pipe in self._pipes:
