@@ -245,3 +245,9 @@ def test_signals_that_come_too_late_or_are_not_allowed_are_no_error(monkeypatch:
 
 def test_where_nothing_is_asked_for_nothing_is_ended() -> None:
     assert end_survivors({}) == {}
+
+
+def test_a_look_comes_to_an_end_though_processes_start_all_the_time(scripts: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(survivors, "LISTS_MAX", 1)
+    script = scripts("echo $$; exec sleep 1000")
+    assert end_survivors({OF_ATTEMPT: Dead("r")})[OF_ATTEMPT].pids == {script.process.pid}

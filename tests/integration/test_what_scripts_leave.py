@@ -163,7 +163,7 @@ def test_a_task_has_its_own_grace(grace: float) -> None:
 
 
 def test_a_normal_end_looks_at_no_other_process(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttasks.log.survivors.every_process", lambda: pytest.fail("it looked"))
+    monkeypatch.setattr("ttasks.log.survivors.every_process", lambda but: pytest.fail("it looked"))
     assert TaskExecutor(store).execute(Task.bash("sleep 1000 > /dev/null 2>&1 & echo $!")).output
     with pytest.raises(TaskExecutionError):
         TaskExecutor(store).execute(Task.bash("exit 3"))

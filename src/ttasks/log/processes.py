@@ -29,13 +29,14 @@ class Process:
         return is_process(self.pid, self.start)
 
 
-def every_process() -> list[Process]:
-    """Return all processes that can be seen from here. One that starts or ends meanwhile may be missing."""
+def every_process(but: Collection[int] = ()) -> list[Process]:
+    """Return all processes that can be seen from here, `but` some. One that starts or ends meanwhile may be missing."""
     try:
         names = os.listdir(PROC)  # noqa: PTH208 - names are all that is wanted, of hundreds of processes
     except OSError:
-        return list(_ask_psutil())
-    return [process for name in names if name.isdigit() and (process := _read_stat(int(name))) is not None]
+        return list(_ask_psutil(but))
+    pids = (int(name) for name in names if name.isdigit())
+    return [process for pid in pids if pid not in but and (process := _read_stat(pid)) is not None]
 
 
 def _read_stat(pid: int) -> Process | None:
@@ -65,10 +66,12 @@ def _read(pid: int, name: str) -> bytes | None:
         os.close(descriptor)
 
 
-def _ask_psutil() -> Iterator[Process]:
+def _ask_psutil(but: Collection[int]) -> Iterator[Process]:
     import psutil
 
     for process in psutil.process_iter(["ppid", "status"]):
+        if process.pid in but:
+            continue
         start = process_start(process.pid)
         try:
             group, session = os.getpgid(process.pid), os.getsid(process.pid)

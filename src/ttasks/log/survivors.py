@@ -35,6 +35,7 @@ NESTED: Final = "/"
 AT_ONCE_S: Final = 1.0
 """How long before SIGKILL a runner inside the attempt gets the second SIGTERM, which means: at once."""
 KILL_WAIT_S: Final = 2.0
+LISTS_MAX: Final = 20
 PAUSE_S: Final = 0.005
 PAUSE_MAX_S: Final = 0.05
 
@@ -125,7 +126,8 @@ class _Told:
     """What the processes of one attempt were sent by now."""
 
     terminated: set[Process] = field(default_factory=set)
-    hurried: set[Process] = field(default_factory=set)
+    since_s: float | None = None
+    is_at_once: bool = False
     killed: set[Process] = field(default_factory=set)
     gives_up_s: float | None = None
 
@@ -136,7 +138,6 @@ class _End:
     def __init__(self, attempts: Mapping[str, Dead], is_hurried: Callable[[], bool]) -> None:
         self._attempts = attempts
         self._is_hurried = is_hurried
-        self._began_s = monotonic_s()
         self._told: defaultdict[str, _Told] = defaultdict(_Told)
         self._ended: defaultdict[str, Ended] = defaultdict(Ended)
 
@@ -160,9 +161,10 @@ class _End:
         return gives_up_s is not None and monotonic_s() > gives_up_s
 
     def _signal(self, name: str, found: list[Found]) -> None:
-        told, elapsed_s = self._told[name], monotonic_s() - self._began_s
+        told, grace_s = self._told[name], self._attempts[name].grace_s
         processes = {each.process for each in found}
-        if elapsed_s >= self._attempts[name].grace_s or self._is_hurried():
+        elapsed_s = monotonic_s() - told.since_s if told.since_s is not None else -1.0
+        if elapsed_s >= grace_s or self._is_hurried():
             told.gives_up_s = told.gives_up_s or monotonic_s() + KILL_WAIT_S
             self._send(name, processes - told.killed, signal.SIGKILL)
             told.killed |= processes
@@ -170,11 +172,11 @@ class _End:
             direct = {each.process for each in found if not each.is_nested} or processes
             self._send(name, direct, signal.SIGTERM)
             told.terminated |= direct
-        elif elapsed_s >= _at_once_after_s(self._attempts[name].grace_s):
+            told.since_s = told.since_s or monotonic_s()
+        elif elapsed_s >= _at_once_after_s(grace_s) and not told.is_at_once:
+            told.is_at_once = True
             parents = {each.process.parent for each in found if each.is_nested}
-            runners = {each for each in told.terminated & processes if each.pid in parents}
-            self._send(name, runners - told.hurried, signal.SIGTERM)
-            told.hurried |= runners
+            self._send(name, {each for each in told.terminated & processes if each.pid in parents}, signal.SIGTERM)
 
     def _send(self, name: str, processes: set[Process], number: signal.Signals) -> None:
         leader = self._attempts[name].leader
@@ -209,12 +211,10 @@ class _End:
             pause = min(pause * 2, PAUSE_MAX_S)
 
     def _next_moment_s(self, name: str) -> float:
-        grace_s = self._attempts[name].grace_s
-        moments = [self._began_s + _at_once_after_s(grace_s), self._began_s + grace_s]
-        return min(
-            (moment for moment in moments if moment > monotonic_s()),
-            default=self._told[name].gives_up_s or 0.0,
-        )
+        told, grace_s = self._told[name], self._attempts[name].grace_s
+        if told.gives_up_s is not None or told.since_s is None:
+            return told.gives_up_s or 0.0
+        return told.since_s + (grace_s if told.is_at_once else _at_once_after_s(grace_s))
 
 
 def _at_once_after_s(grace_s: float) -> float:
@@ -231,7 +231,7 @@ def _send(process: Process, number: signal.Signals) -> None:
 
 def find(attempts: Mapping[str, Dead]) -> dict[str, list[Found]]:
     """Return each process that is left of these attempts, by the mark of its attempt."""
-    everything = every_process()
+    everything, marks = _look()
     by_pid = {process.pid: process for process in everything}
     children: defaultdict[int, list[int]] = defaultdict(list)
     for process in everything:
@@ -240,8 +240,8 @@ def find(attempts: Mapping[str, Dead]) -> dict[str, list[Found]]:
     if not attempts.keys().isdisjoint(_inside()):  # what was started from here inside of one of them goes on
         own |= _descendants([os.getpid()], children)
     there = [process for process in everything if process.pid not in own and not process.is_over]
-    marks = {process.pid: of for process in there if (of := variables(process.pid, MARK, RUNNER))[0]}
-    carried = {pid: whose for pid, of in marks.items() if (whose := _carried(*of, attempts)) is not None}
+    may_be = {process.pid for process in there}
+    carried = {pid: of for pid, marked in marks.items() if pid in may_be and (of := _carried(*marked, attempts))}
     groups = dict(_groups(attempts, there, by_pid, marks, carried))
     found: dict[int, tuple[str, bool]] = {}
     for process in there:
@@ -250,7 +250,6 @@ def find(attempts: Mapping[str, Dead]) -> dict[str, list[Found]]:
         of_it = carried.get(process.pid) or of_group
         if of_it is not None:
             found[process.pid] = of_it
-    may_be = {process.pid for process in there}
     for pid, of_it in list(found.items()):
         for child in _descendants([pid], children) & may_be:
             found.setdefault(child, of_it)  # it carries nothing, and has left the session
@@ -258,6 +257,28 @@ def find(attempts: Mapping[str, Dead]) -> dict[str, list[Found]]:
     for pid, (name, is_nested) in found.items():
         left[name].append(Found(by_pid[pid], is_nested))
     return left
+
+
+def _look() -> tuple[list[Process], dict[int, tuple[str | None, str | None]]]:
+    """Return all processes, and what is marked of them.
+
+    A process may start another and end between being listed and being read. So what is new is looked at again, until
+    nothing is, for as long as a machine that starts many may keep that up.
+    """
+    everything: list[Process] = []
+    marks: dict[int, tuple[str | None, str | None]] = {}
+    known: set[int] = set()
+    for _ in range(LISTS_MAX):
+        new = every_process(known)
+        if not new:
+            break
+        for process in new:
+            known.add(process.pid)
+            marked = (None, None) if process.is_over else variables(process.pid, MARK, RUNNER)
+            if marked[0]:
+                marks[process.pid] = marked
+        everything += new
+    return everything, marks
 
 
 def _inside() -> list[str]:
