@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from processes import until
 from ttasks import SurvivorError
 from ttasks.log import survivors
-from ttasks.log.processes import Process
+from ttasks.log.processes import Process, variables
 from ttasks.log.runner import process_start
 from ttasks.log.survivors import MARK, RUNNER, Dead, Leader, end_survivors, mark
 
@@ -139,7 +140,9 @@ def test_only_a_runner_inside_gets_a_second_sigterm(scripts: Any) -> None:
     counting = "trap 'echo TERM' TERM; echo ready; while :; do sleep 0.05; done"
     alone = scripts(counting)
     inner = f"{MARK}={mark(LEDGER, 9)}/inner:1 setsid sleep 1000 < /dev/null > /dev/null 2>&1 &"
-    runner = scripts(f"{inner} {counting}", carries=mark(LEDGER, 9))
+    runner = scripts(f"{inner} {counting.replace('ready', '$!')}", carries=mark(LEDGER, 9))
+    nested = f"{mark(LEDGER, 9)}/inner:1"
+    until(lambda: variables(int(runner.said), MARK, RUNNER)[0] == nested)  # it was forked before, and is itself now
     end_survivors({OF_ATTEMPT: Dead("r", grace_s=1.5), mark(LEDGER, 9): Dead("r", grace_s=1.5)})
     told = [script.process.stdout.read().split() for script in (alone, runner)]
     assert told == [["TERM"], ["TERM", "TERM"]]
