@@ -486,14 +486,11 @@ IGNORING = '(trap "" TERM; while :; do sleep 1000; done) &'
     ids=["its script obeys", "its script is over", "a grandchild", "stopped"],
 )
 @pytest.mark.parametrize("how", ["time-out", "cancel"])
-def test_what_does_not_heed_sigterm_is_killed_with_its_group(
-    script: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ttasks.handlers.process.TERM_WAIT_S", 0.2)
+def test_what_does_not_heed_sigterm_is_killed_with_its_group(script: str, how: str) -> None:
     executor = TaskExecutor()
     if how == "cancel":
         executor.events.subscribe(lambda event: executor.cancel(task) if event.type == "output" else None)
-    task = Task.bash(script, timeout=0.5 if how == "time-out" else PATIENCE_S)
+    task = Task.bash(script, timeout=0.5 if how == "time-out" else PATIENCE_S, grace=0.2)
     with pytest.raises((TaskTimeoutError, TaskCancelled)):
         executor.execute(task)
     assert task.result is not None

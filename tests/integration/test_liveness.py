@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -112,6 +113,31 @@ def test_a_runner_lives_until_it_is_killed(runner: Runner) -> None:
     runner.process.kill()
     runner.process.wait()
     assert not is_alive(state, runner.path)
+
+
+IN_NAMESPACE = """
+import sys
+from pathlib import Path
+from ttasks import SQLiteStore
+from ttasks.log.liveness import is_alive
+path = Path(sys.argv[1])
+with SQLiteStore(path, read_only=True) as store:
+    for event in store.events(type="RunnerStarted"):
+        print(is_alive(store._readers.runner(event.position), path))
+"""
+
+
+def test_a_runner_of_another_pid_namespace_lives_while_its_lock_is_held(path: Path) -> None:
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespace can be made here")
+    runner = Runner(path)
+    asking = [*namespace, sys.executable, "-c", IN_NAMESPACE, str(path)]
+    try:
+        assert subprocess.run(asking, capture_output=True, text=True, timeout=PATIENCE_S).stdout == "True\n"
+    finally:
+        runner.end()
+    assert subprocess.run(asking, capture_output=True, text=True, timeout=PATIENCE_S).stdout == "False\n"
 
 
 def test_a_zombie_is_dead_though_its_parent_has_not_noticed(runner: Runner) -> None:

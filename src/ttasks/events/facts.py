@@ -257,7 +257,7 @@ class TaskBlocked(TaskFact):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProcessReaped(TaskFact):
-    """Processes that were left of a dead attempt were ended: `pids`, by `signal`, because of `why`."""
+    """Processes that were left of an attempt, or had left its group, were ended: `pids`, by `signal`, for `why`."""
 
     attempt: int
     pids: tuple[int, ...]

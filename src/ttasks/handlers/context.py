@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -35,17 +35,24 @@ class AttemptPort(Protocol):
     def is_stopped(self) -> bool:
         """True once its runner was told to stop at once; what becomes of the work is then unknown."""
 
+    @property
+    def is_hurried(self) -> bool:
+        """True once what it runs has to end without a grace."""
+
     def on_cancel(self, end: Callable[[], None]) -> None:
         """Call `end`, once, from the thread that cancels or stops; at once where that was before."""
 
     def environment(self) -> dict[str, str]:
-        """Return what child processes get on top of the runner's environment."""
+        """Return the variables that mark its child processes; none where nobody records."""
 
     def withhold(self, env: Mapping[str, str]) -> None:
         """Keep the secret ones of these variables out of all that is recorded and shown, as those of the task's own."""
 
     def spawned(self, pid: int) -> None:
         """Take note of a child process that leads a group of its own."""
+
+    def reaped(self, pids: Sequence[int], signal: str) -> None:
+        """Take note that processes were ended, by this signal, that had left the group of the child."""
 
     def printed(self, stream: str, text: str) -> None:
         """Take what it printed, as it was read."""
@@ -223,6 +230,7 @@ class DetachedPort:
     number = 1
     is_cancelled = False
     is_stopped = False
+    is_hurried = False
 
     def __init__(self) -> None:
         self.kept: dict[str, Kept] = {"stdout": WholeText(), "stderr": WholeText()}
@@ -238,6 +246,9 @@ class DetachedPort:
         """Nothing: nobody records."""
 
     def spawned(self, pid: int) -> None:
+        """Nothing: nobody records."""
+
+    def reaped(self, pids: Sequence[int], signal: str) -> None:
         """Nothing: nobody records."""
 
     def printed(self, stream: str, text: str) -> None:

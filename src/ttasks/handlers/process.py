@@ -1,9 +1,8 @@
-"""Child processes: each in a session and process group of its own, read as it prints, ended whole."""
+"""Child processes: each in a session and process group of its own, read as it prints, ended with all it started."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import fcntl
 import os
 import selectors
@@ -12,36 +11,54 @@ import struct
 import subprocess
 import termios
 import threading
-import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Final, TypeVar
 
 from ttasks import clock
 from ttasks.clock import monotonic_s
-from ttasks.errors import TaskCancelled, TaskTimeoutError
+from ttasks.errors import SurvivorError, TaskCancelled, TaskTimeoutError
 from ttasks.handlers.completed import completed_process
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
+from ttasks.handlers.environment import encoded, script_environment
+from ttasks.handlers.unread import drop
+from ttasks.log.processes import holders, name_of
+from ttasks.log.runner import process_start
+from ttasks.log.survivors import KILL_WAIT_S, MARK, RUNNER, Dead, Leader, end_survivors, find, innermost, mark, marking
 
+Error = TypeVar("Error", TaskTimeoutError, TaskCancelled)
 READ_BYTES: Final = 64 * 1024
-TERM_WAIT_S: Final = 5.0
-"""How long a group has between SIGTERM and SIGKILL."""
-KILL_WAIT_S: Final = 2.0
 LOOK_UP_S: Final = 0.2
-"""How long a reader sleeps before it looks whether its group was ended."""
+"""How long a reader sleeps before it looks whether its script has exited, or was ended."""
+LOOK_UP_SOON_S: Final = 0.02
+"""The same, where the end of the script is all that is waited for."""
+WAITING_S: Final = 1.0
+"""How long the output of a script that has exited may be held open before that is said."""
+NAMED_MAX: Final = 3
+"""How many processes that hold it open are named."""
 
 
 class ChildProcess:
-    """One child process and the group it leads.
+    """One child process, the group it leads, and all that carries its attempt's mark.
 
     It is started, read and ended by threads of its own: Ctrl-C reaches the main thread at any line of it, and there it
     must not leave a process that nobody knows of.
     """
 
     def __init__(self, command: Sequence[str], context: TaskContext, pass_fds: Sequence[int] = ()) -> None:
+        """Take note of what to start.
+
+        Raises:
+            ValueError: the command or the environment can't be written as UTF-8.
+        """
         self._port: AttemptPort = context._port or DetachedPort()
         self._command = command
+        program, *arguments = command
+        self._bytes = [os.fsencode(program), *(encoded(argument, "the script") for argument in arguments)]
         self._cwd = context.cwd
-        self._env = {**os.environ, **context.env, **self._port.environment()}
+        self._marks = self._port.environment() or marking(mark(clock.new_id(), self._port.number))
+        self._env = script_environment(context.env, self._marks)
+        self._grace_s = context.grace
+        self._waits_for_output = context.wait_for_output
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
         self._failure: Exception | None = None
@@ -51,15 +68,19 @@ class ChildProcess:
         self._starting = threading.Lock()
         self._is_ending = False
         self._is_gone = False
+        self._is_hurried = False
         self._ended = threading.Event()
+        self._survivors: SurvivorError | None = None
 
     def run(self, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
         """Start it, and wait until it has ended and nobody holds its output open any more.
 
+        Where the task does not wait for output, what holds it open lives on after a success, and is ended otherwise.
+
         Raises:
             OSError, ValueError: it could not be started.
-            TaskTimeoutError: that took longer than `timeout_s`; the group was ended.
-            TaskCancelled: it was cancelled or stopped meanwhile; the group was ended.
+            TaskTimeoutError: that took longer than `timeout_s`; all of it was ended.
+            TaskCancelled: it was cancelled or stopped meanwhile; all of it was ended.
         """
         deadline = None if timeout_s is None else monotonic_s() + timeout_s
         try:
@@ -69,7 +90,8 @@ class ChildProcess:
                 left = None if deadline is None else deadline - monotonic_s()
                 if left is not None and left <= 0:
                     self.end()
-                    raise TaskTimeoutError(f"Task timed out after {timeout_s:g} seconds", self._completed())
+                    text = f"Task timed out after {timeout_s:g} seconds"
+                    raise self._noted(TaskTimeoutError(text, self._completed()))
                 clock.wait(self._wake, left)
             if self._failure is not None:
                 raise self._failure
@@ -78,64 +100,68 @@ class ChildProcess:
             raise
         if not self._over.is_set():
             self.end()
-            raise TaskCancelled(completed=self._completed())
-        return self._completed()
+            raise self._noted(TaskCancelled(completed=self._completed()))
+        completed = self._completed()
+        if not self._waits_for_output and (completed.returncode or self._port.is_cancelled or self._port.is_stopped):
+            self.end()
+        return completed
+
+    def _noted(self, error: Error) -> Error:
+        if self._survivors is not None:
+            error.add_note(f"process {', '.join(map(str, self._survivors.pids))} can't be ended")
+        return error
 
     def _completed(self) -> subprocess.CompletedProcess[str]:
-        self._port.stop_printing()  # a process that left the group may hold the pipes open still
+        self._port.stop_printing()  # a process that can't be ended may hold the pipes open still
         code = self._popen.returncode if self._popen is not None else None
         return completed_process(self._command, code if code is not None else -signal.SIGKILL, self._port.kept)
 
     def end(self) -> None:
-        """End the whole group: SIGTERM, a moment, SIGKILL; return when nothing of it is left."""
-        with self._starting:
-            is_first, self._is_ending = not self._is_ending, True
-        if is_first:
+        """End all of it: SIGTERM, its grace, SIGKILL; return when nothing is left. Ctrl-C meanwhile ends the grace."""
+        interruption: BaseException | None = None
+        while not self._ended.is_set():
             try:
-                threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
-            except RuntimeError:  # the system has no more threads to give
-                self._end()
-        clock.wait(self._ended)
+                if not self._is_ending:
+                    threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
+                clock.wait(self._ended)
+            except BaseException as raised:  # noqa: BLE001 - it is raised when nothing is left
+                if isinstance(raised, RuntimeError) and not self._is_ending:  # the system has no more threads to give
+                    self._end()
+                else:
+                    interruption, self._is_hurried = raised, True
+        if interruption is not None:
+            raise interruption
 
     def _end(self) -> None:
+        with self._starting:
+            if self._is_ending:  # Ctrl-C came while the thread that ends was started, and it was started again
+                return
+            self._is_ending = True
         try:
             if self._popen is not None:
-                if self._signal(signal.SIGTERM) and not self._is_gone_after(TERM_WAIT_S):
-                    self._signal(signal.SIGKILL)
-                    self._is_gone_after(KILL_WAIT_S)
+                self._end_all(self._popen)
                 self._is_gone = True
-                self._over.wait(KILL_WAIT_S)  # what the group printed last is still to be read
+                self._over.wait(KILL_WAIT_S)  # what it printed last is still to be read
         finally:
             self._ended.set()
 
-    def _signal(self, number: int) -> bool:
-        """Send a signal to the group; False: there is nobody left in it."""
-        assert self._popen is not None
+    def _end_all(self, popen: subprocess.Popen[bytes]) -> None:
+        own = innermost(self._marks[MARK])
         try:
-            os.killpg(self._popen.pid, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # macOS says this of a group of zombies
-            return False
-        return True
+            ended = end_survivors({own: self._attempt(popen)}, is_hurried=self._must_hurry).get(own)
+        except SurvivorError as left:
+            self._survivors = left
+            return
+        if ended is not None and ended.strays:
+            self._port.reaped(sorted(ended.strays), ended.signal)
 
-    def _is_gone_after(self, seconds: float) -> bool:
-        # The group's other members are not our children: there is nothing to wait for but their absence.
-        deadline, pause = monotonic_s() + seconds, 0.001
-        while self._has_live_member():
-            if monotonic_s() > deadline:
-                return False
-            time.sleep(pause)
-            if pause > 0.01 and self._popen is not None and _only_zombies_in(self._popen.pid):
-                return True
-            pause = min(pause * 2, 0.1)
-        return True
+    def _attempt(self, popen: subprocess.Popen[bytes]) -> Dead:
+        # Until it is reaped nobody else can have its pid.
+        leader = Leader(popen.pid, process_start(popen.pid)) if popen.returncode is None else None
+        return Dead(innermost(self._marks[RUNNER]), leader, self._grace_s)
 
-    def _has_live_member(self) -> bool:
-        # A leader that has ended is a zombie until it is reaped, and a zombie still counts as a member.
-        assert self._popen is not None
-        self._popen.poll()
-        return self._signal(0)
+    def _must_hurry(self) -> bool:
+        return self._is_hurried or self._port.is_hurried
 
     def _live(self) -> None:
         """Start the process, read both pipes until nobody holds them open, then reap it."""
@@ -153,16 +179,21 @@ class ChildProcess:
         with self._starting:
             if self._is_ending:
                 return False
-            self._popen = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=self._cwd,
-                env=self._env,
-                start_new_session=True,
-                pass_fds=self._pass_fds,
-            )
+            try:
+                self._popen = subprocess.Popen(
+                    self._bytes,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd=_folder(self._cwd),
+                    env=self._env,
+                    start_new_session=True,
+                    pass_fds=self._pass_fds,
+                )
+            except OSError as error:
+                if isinstance(error.filename, bytes):
+                    error.filename = error.filename.decode("utf-8", "surrogateescape")
+                raise
         self._port.spawned(self._popen.pid)
         return True
 
@@ -171,16 +202,61 @@ class ChildProcess:
         with self._popen.stdout as stdout, self._popen.stderr as stderr, selectors.DefaultSelector() as selector:
             selector.register(stdout.fileno(), selectors.EVENT_READ, "stdout")
             selector.register(stderr.fileno(), selectors.EVENT_READ, "stderr")
-            while selector.get_map() and not self._is_gone:
-                for key, _ in selector.select(LOOK_UP_S):
-                    if not self._take(key.data, os.read(key.fd, READ_BYTES)):
-                        selector.unregister(key.fd)
-            # A process that left the group may hold the pipes open, and print for ever: it is not waited for, and what
-            # the group printed is in the pipes by now.
+            self._read_while_open(selector)
+            # A process that lives on may hold the pipes open, and print for ever: it is not waited for, and what the
+            # script printed is in the pipes by now.
             for key in list(selector.get_map().values()):
                 self._drain(key.data, key.fd)
+                if not self._is_gone:
+                    drop(os.dup(key.fd))
         self._port.finished_printing()
         self._popen.wait()
+
+    def _read_while_open(self, selector: selectors.BaseSelector) -> None:
+        """Read until nobody holds a pipe open, or what does is not waited for."""
+        look_up_s = LOOK_UP_S if self._waits_for_output else LOOK_UP_SOON_S
+        looked_s, exited_s, is_said = monotonic_s(), None, False
+        while selector.get_map() and not self._is_gone:
+            for key, _ in selector.select(look_up_s):
+                if not self._take(key.data, os.read(key.fd, READ_BYTES)):
+                    selector.unregister(key.fd)
+            now_s = monotonic_s()
+            if is_said or now_s - looked_s < look_up_s:
+                continue
+            looked_s = now_s
+            if exited_s is None and self._has_exited():
+                exited_s = now_s
+            if exited_s is None:
+                continue
+            if not self._waits_for_output:
+                return
+            if now_s - exited_s >= WAITING_S:
+                is_said = True
+                self._port.tell(self._waiting([key.fd for key in selector.get_map().values()]))
+
+    def _has_exited(self) -> bool:
+        """True once the script itself has; it is not reaped by that, so that its pid stays its own."""
+        assert self._popen is not None
+        if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+            return self._popen.poll() is not None
+        try:
+            return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # it was reaped by a handler of SIGCHLD, say
+            return True
+
+    def _waiting(self, pipes: Collection[int]) -> str:
+        """Say what is waited for though the script has exited."""
+        pids = holders(pipes)
+        if pids is None:  # what they have open can't be seen here
+            assert self._popen is not None
+            own = innermost(self._marks[MARK])
+            pids = sorted(each.process.pid for each in find({own: self._attempt(self._popen)}).get(own, ()))
+        named = [f"{pid} ({name_of(pid) or 'ended'})" for pid in pids[:NAMED_MAX]]
+        if not named:
+            return "waiting: the script has exited, but something that it started still holds its output"
+        more = f" and {len(pids) - NAMED_MAX} more" if len(pids) > NAMED_MAX else ""
+        who = f"process {named[0]} still holds" if len(pids) == 1 else f"processes {', '.join(named)}{more} still hold"
+        return f"waiting: the script has exited, but {who} its output"
 
     def _drain(self, name: str, pipe: int) -> None:
         """Read what is in a pipe, and no more."""
@@ -197,12 +273,12 @@ class ChildProcess:
         return len(data)
 
 
-def _only_zombies_in(group: int) -> bool:
-    """True when all that is left of a process group has ended, and only waits for init to take note."""
-    import psutil
-
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return False
-    return True
+def _folder(cwd: str | None) -> str | bytes | None:
+    """Return the folder as paths are written here, as UTF-8 where this locale can't write it."""
+    if cwd is None:
+        return None
+    try:
+        os.fsencode(cwd)
+    except UnicodeEncodeError:
+        return encoded(cwd, "the folder (cwd)")
+    return cwd

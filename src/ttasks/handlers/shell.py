@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Final
 from ttasks.errors import TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.completed import stderr_end, stderr_of
 from ttasks.handlers.context import TaskContext
+from ttasks.handlers.environment import encoded
 from ttasks.handlers.process import ChildProcess
 from ttasks.state.exits import BYTES_MAX as STDERR_CHARACTERS_MAX
 from ttasks.state.exits import error_text
@@ -62,19 +64,24 @@ def _shell() -> str:
 
 @contextlib.contextmanager
 def _for_bash(script: str) -> Iterator[Given]:
-    if len(script) * 4 < ARGUMENT_BYTES_MAX or len(os.fsencode(script)) < ARGUMENT_BYTES_MAX:
+    if len(script) * 4 < ARGUMENT_BYTES_MAX or len(encoded(script, "the script")) < ARGUMENT_BYTES_MAX:
         yield ["-c", script], []
         return
     with tempfile.TemporaryFile() as file:
-        file.write(os.fsencode(script))
+        file.write(encoded(script, "the script"))
         file.seek(0)
-        yield [f"/dev/fd/{file.fileno()}"], [file.fileno()]
+        # Where this process has no stdin, the file may have its number, which is the script's own stdin.
+        descriptor = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            yield [f"/dev/fd/{descriptor}"], [descriptor]
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _for_powershell(script: str) -> Iterator[Given]:
     # A lone - would make pwsh read its stdin, which is empty, and succeed.
-    parts, rest = [], os.fsencode(" -" if script == "-" else script)
+    parts, rest = [], encoded(" -" if script == "-" else script, "the script")
     # pwsh joins what follows -Command with blanks (about_Pwsh), so a script that was cut at blanks is itself again.
     while len(rest) > ARGUMENT_BYTES_MAX:
         cut = rest.rfind(b" ", 0, ARGUMENT_BYTES_MAX + 1)
@@ -83,9 +90,9 @@ def _for_powershell(script: str) -> Iterator[Given]:
                 f"the script has more than {ARGUMENT_BYTES_MAX} bytes in a row without a blank, too many for an"
                 " argument; nothing was run. Keep it in a file, and let the task run that: & ./script.ps1"
             )
-        parts.append(os.fsdecode(rest[:cut]))
+        parts.append(rest[:cut].decode("utf-8", "surrogateescape"))
         rest = rest[cut + 1 :]
-    yield ["-NoProfile", "-Command", *parts, os.fsdecode(rest)], []
+    yield ["-NoProfile", "-Command", *parts, rest.decode("utf-8", "surrogateescape")], []
 
 
 def _run(
@@ -119,8 +126,9 @@ def _not_started(shell: str, context: TaskContext, error: Exception) -> str:
     if "null byte" in str(error):
         return "could not be started: the script holds a NUL character, which no command line can"
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
+        size = len(encoded(context.payload, "the script"))
         return (
-            f"{shell} could not be started: the script ({len(os.fsencode(context.payload))} bytes) and the variables"
+            f"{shell} could not be started: the script ({size} bytes) and the variables"
             f" are more than this system gives a process: {error.strerror}. Keep long ones in a file"
         )
     return f"{shell} could not be started: {error}"

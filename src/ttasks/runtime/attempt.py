@@ -10,7 +10,7 @@ import itertools
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -20,6 +20,7 @@ from ttasks.errors import TaskCancelled, TaskExecutionError, TaskTimeoutError, T
 from ttasks.events.agent_facts import AgentFact
 from ttasks.events.facts import (
     AttemptEnd,
+    ProcessReaped,
     ProcessSpawned,
     TaskFact,
     TaskFailed,
@@ -36,7 +37,7 @@ from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import RECORDED_LINES, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
 from ttasks.log.stored import StoredAttempt, StoredText
-from ttasks.log.survivors import MARK, RUNNER, mark
+from ttasks.log.survivors import mark, marking
 from ttasks.model.callbacks import awaits, is_signal
 from ttasks.model.event import TaskEvent, TaskEventType
 from ttasks.model.result import TaskResult, is_long, reading
@@ -77,6 +78,7 @@ class _Execution:
 
     is_cancelled: bool = False
     is_stopped: bool = False
+    is_hurried: bool = False
     keeper: Keeper | None = None
     latest: Attempt | None = None
 
@@ -120,6 +122,7 @@ class Attempt:
         self.has_started = False
         self.is_settled = False
         self._pid: int | None = None
+        self._marks: dict[str, str] | None = None
         self._thread: int | None = None
         self.position: int | None = None
         self.ending: Ending | None = None
@@ -450,6 +453,16 @@ class Attempt:
         self.execution.is_stopped = True
         self._call_enders()
 
+    @property
+    def is_hurried(self) -> bool:
+        """True once what it runs has to end without a grace."""
+        return self.execution.is_hurried
+
+    def hurry(self) -> None:
+        """Stop at once, and give what it runs no time to clean up."""
+        self.execution.is_hurried = True
+        self.stop()
+
     def abandon(self) -> None:
         """Give up on a handler that does not end: what it does later changes nothing any more."""
         self.stop()
@@ -478,11 +491,14 @@ class Attempt:
     # --- what its handler reports ------------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Return what names this attempt to its child processes, so that they are found after a crash (SPEC §6)."""
-        log = self._journal.log
-        if log is None:
-            return {}
-        return {MARK: mark(log.ledger, self.position), RUNNER: log.runner_id or ""}
+        """Return what marks this attempt's child processes: by that they are found, wherever they went."""
+        if self._marks is None:
+            log = self._journal.log
+            if log is None:
+                self._marks = marking(mark(clock.new_id(), self.number))
+            else:
+                self._marks = marking(mark(log.ledger, self.position), log.runner_id or "", log.path)
+        return self._marks
 
     def withhold(self, env: Mapping[str, str]) -> None:
         """Keep the secret ones of these variables out of all that is recorded and shown, as those of the task's own."""
@@ -495,6 +511,12 @@ class Attempt:
         self._printing = None  # a handler may run several, one after the other
         if self._buffer is not None:
             self._buffer.add(ProcessSpawned(self.number, pid, process_start(pid)))
+
+    def reaped(self, pids: Sequence[int], signal: str) -> None:
+        """Take note that processes were ended, by this signal, that had left the group of the child."""
+        if self._buffer is not None and not self._is_over:
+            why = "the attempt ended, and they were outside of its process group"
+            self._buffer.add(ProcessReaped(self.number, tuple(pids), signal, why))
 
     @property
     def kept(self) -> Mapping[str, Kept]:

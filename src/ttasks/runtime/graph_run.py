@@ -35,13 +35,17 @@ from ttasks.model.task import Task
 from ttasks.runtime.attempt import Attempt, RunRef
 from ttasks.runtime.beginning import Beginning
 from ttasks.runtime.executor import TaskExecutor
+from ttasks.runtime.nesting import is_cancelled_outside
 from ttasks.runtime.texts import stored_words
 from ttasks.state.planner import Consequences, Planner
 from ttasks.state.rows import tail
+from ttasks.state.task import GRACE_S
 from ttasks.stores.recording import Entry
 
 STOP_WAIT_S: Final = 10.0
-"""How long a second Ctrl-C waits for what runs: a process group has 5 s between SIGTERM and SIGKILL."""
+"""How long a second Ctrl-C waits for what runs, and as much longer as a task's `grace` is longer than the usual 5 s."""
+HURRY_WAIT_S: Final = 3.0
+"""How long the Ctrl-C that leaves at once waits for processes that were sent SIGKILL."""
 STOP_PAUSE_S: Final = 0.1
 INTERRUPTIONS_MAX: Final = 2
 """After so many Ctrl-C the next one leaves at once, whatever still runs."""
@@ -75,6 +79,7 @@ class GraphRun:
         self._attempts_before: dict[str, int] = {}  # by task that was taken: how many attempts it had had
         self._is_cancelled = self._has_heard = beginning.is_cancelled
         self._is_stopped = False
+        self._is_hurried = False
         self._lost: LedgerUnwritableError | None = None
         self._broken: BaseException | None = None
         self._run: RunRef | None = None
@@ -101,6 +106,8 @@ class GraphRun:
                 if isinstance(interruption, RuntimeError) and not self._is_led:
                     raise NoThreadError("running a graph", str(interruption)) from interruption
                 if len(interruptions) == INTERRUPTIONS_MAX:
+                    self._hurry()
+                    self._over.wait(HURRY_WAIT_S)
                     raise
                 interruptions.append(interruption)
         if self._failure is not None:
@@ -112,11 +119,27 @@ class GraphRun:
         """Have the run cancelled by one Ctrl-C, stopped at once by a second one or anything else."""
         last = interruptions[-1]
         if not isinstance(last, KeyboardInterrupt):
-            self._orders.put(lambda: self._stop(f"its runner was ended by {_in_words(last)}"))
+            if len(interruptions) > 1:
+                self._hurry()
+            self._orders.put(lambda: self._end_by(last, is_first=len(interruptions) == 1))
         elif len(interruptions) > 1:
             self._orders.put(lambda: self._stop("a second Ctrl-C"))
         else:
             self._orders.put(lambda: self._cancel("Ctrl-C"))
+
+    def _end_by(self, interruption: BaseException, *, is_first: bool) -> None:
+        """Stop the run; but where it is part of an attempt that was cancelled, a SIGTERM cancels it as well."""
+        said = _in_words(interruption)
+        if is_first and said == signal.SIGTERM.name and is_cancelled_outside():
+            self._cancel("the task that runs it was cancelled")
+        else:
+            self._stop(f"its runner was ended by {said}")
+
+    def _hurry(self) -> None:
+        """Let what runs end without a grace, also where a stop waits for it already."""
+        self._is_hurried = True
+        for attempt in self._live_attempts():
+            attempt.hurry()
 
     def _lead(self) -> None:
         with self._changed:
@@ -313,12 +336,18 @@ class GraphRun:
     def _stop(self, why: str) -> None:
         """Stop at once: what runs is recorded as INTERRUPTED, finally tasks stay owed (SPEC §2.7)."""
         with self._changed:
+            if self._is_stopped:  # by the order before, which has closed the run
+                return
             self._is_stopped = True
             self._wake()
-        deadline_s = clock.monotonic_s() + STOP_WAIT_S
-        while self._running and clock.monotonic_s() < deadline_s:
+        began_s, wait_s = clock.monotonic_s(), STOP_WAIT_S
+        while self._running and clock.monotonic_s() < began_s + wait_s:
             for attempt in self._live_attempts():  # again and again: one may have been about to start
                 attempt.stop()
+                if self._is_hurried:
+                    attempt.hurry()
+                if attempt.has_process:
+                    wait_s = max(wait_s, STOP_WAIT_S + attempt.context.grace - GRACE_S)
             with self._changed:
                 self._changed.wait_for(lambda: not self._running, STOP_PAUSE_S)
         for attempt in self._live_attempts():  # its handler does not end; what it does later changes nothing any more

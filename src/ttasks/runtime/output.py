@@ -15,7 +15,7 @@ from ttasks import clock
 from ttasks.errors import ReentranceError
 from ttasks.events.agent_facts import AgentFact
 from ttasks.events.codec import iso
-from ttasks.events.facts import Chunk, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
+from ttasks.events.facts import Chunk, ProcessReaped, ProcessSpawned, TaskFact, TaskOutput, TaskProgressed
 from ttasks.handlers.kept import Kept, Limit
 from ttasks.log.event_log import EventLog
 from ttasks.log.redaction import LineRedactor, Redaction
@@ -64,7 +64,7 @@ class OutputBuffer:
         else:
             self._schedule()
 
-    def add(self, fact: ProcessSpawned | TaskProgressed | AgentFact) -> None:
+    def add(self, fact: ProcessSpawned | ProcessReaped | TaskProgressed | AgentFact) -> None:
         """Take a fact."""
         with self._lock:
             self._close_batch()

@@ -17,6 +17,7 @@ from ttasks.events.facts import (
     TaskFact,
     TaskFailed,
     TaskInterrupted,
+    TaskStarted,
 )
 from ttasks.events.status import RunStatus, TaskStatus, TerminationReason
 from ttasks.log import runner as host
@@ -28,7 +29,7 @@ from ttasks.model.task import Task
 from ttasks.state.graph import RunState
 from ttasks.state.reconcile import Claim, Then, Verdict, claim, reconcile
 from ttasks.state.runner import RunnerState
-from ttasks.state.task import AttemptState, TaskState
+from ttasks.state.task import GRACE_S, AttemptState, TaskState
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class Recovery:
         sessions: dict[str, str] = {}
         for one in found:
             if one.attempt is not None:
-                dead[mark(self._ledger, one.attempt.position)] = self._dead(one.attempt)
+                dead[mark(self._ledger, one.attempt.position)] = self._dead(one.task, one.attempt)
                 session = self._dead_session(one.task, one.attempt)
                 if session is not None:
-                    dead[session] = Dead("")
+                    dead[session] = Dead("", grace_s=self._grace_s(one.task, one.attempt))
                     sessions[one.task.id] = session
         ended: Mapping[str, Ended] = end_survivors(dead) if dead else {}
         facts: dict[str, list[TaskFact]] = {}
@@ -142,13 +143,19 @@ class Recovery:
         of_it = (fact for fact in facts if isinstance(fact, AgentSessionOpened) and fact.attempt == attempt.attempt)
         return next((fact.mark for fact in of_it), None)
 
-    def _dead(self, attempt: AttemptState) -> Dead:
+    def _dead(self, task: Task, attempt: AttemptState) -> Dead:
         """Return what is known of an attempt's processes: of a boot before this one only the mark can tell them."""
         runner = self.liveness.runner(attempt.runner)
         # Starts count from the boot, so that after another one they, and pids, may well be the same.
         is_of_boot = runner is not None and runner.boot_id == host.boot_id()
         leader = Leader(attempt.pid, attempt.process_start) if is_of_boot and attempt.pid is not None else None
-        return Dead(runner.id if runner is not None else "", leader)
+        return Dead(runner.id if runner is not None else "", leader, self._grace_s(task, attempt))
+
+    def _grace_s(self, task: Task, attempt: AttemptState) -> float:
+        """Return how long the attempt's processes have after SIGTERM, by what it was started with."""
+        begun = next(self._readers.events(stream=f"task-{task.id}", after=attempt.position - 1, limit=1), None)
+        grace = begun.fact.grace if begun is not None and isinstance(begun.fact, TaskStarted) else None
+        return GRACE_S if grace is None else grace
 
     def facts(self, found: Found) -> list[TaskFact]:
         """Return the facts to record of a task of which no process is left."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ttasks.handlers.copilot.failures import missing, not_runnable
 from ttasks.log.runner import process_start
-from ttasks.log.survivors import MARK, RUNNER, Dead, Leader, end_survivors
+from ttasks.log.survivors import MARK, RUNNER, Dead, Ended, Leader, end_survivors, innermost
 
 if TYPE_CHECKING:
     from copilot import RuntimeConnection
@@ -82,10 +82,15 @@ def started_with(env: Mapping[str, str]) -> Leader | None:
     return None
 
 
-def end_all(env: Mapping[str, str], leader: Leader | None) -> None:
+def end_all(env: Mapping[str, str], leader: Leader | None, grace_s: float) -> Ended:
     """End the CLI and every process that it or its agent started: those that carry the mark in `env`.
+
+    Returns:
+        What was ended.
 
     Raises:
         SurvivorError: one of them is left all the same.
     """
-    end_survivors({env[MARK]: Dead(env.get(RUNNER, ""), leader)})
+    own = innermost(env[MARK])
+    attempt = Dead(innermost(env.get(RUNNER, "")), leader, grace_s)
+    return end_survivors({own: attempt}).get(own, Ended())

@@ -33,7 +33,8 @@ from ttasks.handlers.copilot.options import Options, Settled
 from ttasks.handlers.copilot.permissions import Decision
 from ttasks.handlers.copilot.recorder import Recorder, totals_of
 from ttasks.handlers.copilot.turn import Turn
-from ttasks.log.survivors import MARK, Leader
+from ttasks.log.survivors import MARK, Ended, Leader, innermost
+from ttasks.state.task import GRACE_S
 
 if TYPE_CHECKING:
     from copilot import CopilotClient, CopilotSession
@@ -71,11 +72,21 @@ class Conversation:
         settled: what counts.
         mark: what names the processes of it, for their environment.
         tell: gets every event of the SDK's.
+        grace_s: seconds between SIGTERM and SIGKILL, where what it started is ended by force.
+
+    `ended` is what was ended by force.
     """
 
     def __init__(
-        self, options: Options, settled: Settled, mark: Mapping[str, str], tell: Callable[[Any], None]
+        self,
+        options: Options,
+        settled: Settled,
+        mark: Mapping[str, str],
+        tell: Callable[[Any], None],
+        grace_s: float = GRACE_S,
     ) -> None:
+        self.ended = Ended()
+        self._grace_s = grace_s
         self.settled = settled
         self.error: CopilotError | None = None
         self.is_resumed = False
@@ -430,7 +441,12 @@ class Conversation:
             async with asyncio.timeout(STOP_WAIT_S):
                 await self._client.force_stop()
         with contextlib.suppress(SurvivorError):  # whoever closes the session meets it again
-            await in_thread(end_all, self._env, self._leader)
+            await self._end_all()
+
+    async def _end_all(self) -> None:
+        ended = await in_thread(end_all, self._env, self._leader, self._grace_s)
+        if ended.pids:
+            self.ended = ended
 
     async def close(self, *, aborts: bool = False) -> None:
         """End the session and the CLI. `aborts`: what its agent still runs is ended too.
@@ -461,7 +477,7 @@ class Conversation:
                 async with asyncio.timeout(STOP_WAIT_S):
                     await client.force_stop()
             try:
-                await in_thread(end_all, self._env, self._leader)
+                await self._end_all()
             except SurvivorError as left:
                 problem = problem or left
         for pipe in self._pipes:
@@ -477,7 +493,7 @@ class Conversation:
 
     def _opened(self, attempt: int) -> AgentSessionOpened:
         """Return what is recorded of the session at the start of an attempt's turn."""
-        settled, options = self.settled, self._options
+        settled, options, own = self.settled, self._options, innermost(self._env[MARK])
         return AgentSessionOpened(
             attempt,
             clock.now(),
@@ -493,7 +509,7 @@ class Conversation:
             settled.policy.names,
             tuple(options.available_tools) if options.available_tools is not None else None,
             tuple(options.excluded_tools) if options.excluded_tools is not None else None,
-            self._env[MARK] if self._env[MARK].startswith(SESSION_MARK) else None,
+            own if own.startswith(SESSION_MARK) else None,
         )
 
 

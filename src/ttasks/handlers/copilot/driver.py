@@ -18,7 +18,8 @@ from ttasks.handlers.copilot.loop import LoopThread
 from ttasks.handlers.copilot.options import Options, Settled
 from ttasks.handlers.copilot.recorder import Recorder
 from ttasks.handlers.copilot.turn import Turn
-from ttasks.log.survivors import MARK, RUNNER
+from ttasks.log.survivors import marking
+from ttasks.state.task import GRACE_S
 
 T = TypeVar("T")
 TURN_WAIT_S: Final = 0.1
@@ -148,7 +149,10 @@ class Waiting:
 class Driver:
     """Drives one conversation. Turns of several threads are taken one after the other."""
 
-    def __init__(self, options: Options, settled: Settled, tell: Callable[[Any], None]) -> None:
+    def __init__(
+        self, options: Options, settled: Settled, tell: Callable[[Any], None], grace_s: float = GRACE_S
+    ) -> None:
+        self._grace_s = grace_s
         self._options = options
         self._settled = settled
         self._tell = tell
@@ -174,10 +178,10 @@ class Driver:
             CopilotError: it could not be opened. No process and no thread is left.
             TaskCancelled, TaskTimeoutError: it took too long. Nothing is left.
         """
-        mark = port.environment() or {MARK: f"{SESSION_MARK}{uuid.uuid4()}", RUNNER: ""}
+        marks = port.environment() or marking(f"{SESSION_MARK}{uuid.uuid4()}")
         port.withhold(self._settled.secrets)
         self._thread = LoopThread()
-        conversation = self._conversation = Conversation(self._options, self._settled, mark, self._tell)
+        conversation = self._conversation = Conversation(self._options, self._settled, marks, self._tell, self._grace_s)
         try:
             work = _Work(self._thread, self._open(conversation, resumes))
             waiting.wait_for(work, work.cancel)
@@ -227,8 +231,10 @@ class Driver:
         finally:
             self._turns.release()
 
-    def close(self, *, aborts: bool = False) -> None:
+    def close(self, port: AttemptPort | None = None, *, aborts: bool = False) -> None:
         """Close the session and end the CLI; with `aborts` also what its agent still runs. Repeating it is harmless.
+
+        What was ended by force outside of the CLI's group is told to `port`.
 
         Raises:
             CopilotError: the CLI had died, or could not be closed as it should. Nothing of it is left.
@@ -241,3 +247,5 @@ class Driver:
             thread.call(conversation.close(aborts=aborts))
         finally:
             thread.close()
+            if port is not None and conversation.ended.strays:
+                port.reaped(sorted(conversation.ended.strays), conversation.ended.signal)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from ttasks.errors import CopilotError
-from ttasks.handlers.copilot.cli import find_cli
+from ttasks.handlers.copilot.cli import SESSION_MARK, find_cli
 from ttasks.handlers.copilot.conversation import Conversation
 from ttasks.handlers.copilot.failures import failure
 from ttasks.handlers.copilot.loop import LoopThread
 from ttasks.handlers.copilot.options import AGENT_MODEL, Options
-from ttasks.log.survivors import MARK, RUNNER
+from ttasks.log.survivors import marking
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def probe() -> Probe:
     path = conversation = error = None
     try:
         path = find_cli(settled.cli_path)
-        conversation = Conversation(options, settled, {MARK: f"copilot:{uuid.uuid4()}", RUNNER: ""}, lambda _: None)
+        conversation = Conversation(options, settled, marking(f"{SESSION_MARK}{uuid.uuid4()}"), lambda _: None)
         thread = LoopThread()
         try:
             thread.call(_look(conversation))

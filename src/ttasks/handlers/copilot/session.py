@@ -121,19 +121,19 @@ def _run_alone(context: TaskContext, options: Options, *, resumes: bool) -> str:
 
     port: AttemptPort = context._port or DetachedPort()
     waiting = Waiting(port, context.timeout if context.timeout is not None else options.timeout)
-    driver = Driver(options, options.settled(context.env, context.cwd), lambda _: None)
+    driver = Driver(options, options.settled(context.env, context.cwd), lambda _: None, context.grace)
     interrupted = port.interrupted_session() if resumes else None
     driver.open(port, waiting, interrupted)
     try:
         answer = driver.turn(port, context.id, context.payload, waiting, interrupted)
     except BaseException as error:
         try:
-            driver.close(aborts=True)
+            driver.close(port, aborts=True)
         except TtasksError as problem:
             error.add_note(f"ending the Copilot CLI failed as well: {problem}")
         raise
     try:
-        driver.close()
+        driver.close(port)
     except TtasksError as error:  # the answer is there, so the task has succeeded: this is recorded with it
         code = getattr(error, "code", None) or "processes_left"
         port.report(AgentErred(port.number, clock.now(), code, str(error), is_retried=False))
