@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from ttasks.cli.run import (
     latest_interrupted,
 )
 from ttasks.cli.text import console, state
+from ttasks.cli.withheld import give_again, say_how_to_go_on
 from ttasks.cli.workflow import load_workflow
 from ttasks.display import count, moment, printable, short
 from ttasks.errors import (
@@ -35,6 +35,7 @@ from ttasks.errors import (
     NotResumableError,
     SurvivorError,
     TransitionError,
+    TtasksError,
 )
 from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
@@ -46,7 +47,7 @@ from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
 from ttasks.state.naming import named
 from ttasks.state.reconcile import Then, reconcile
-from ttasks.stores.ledger import LedgerStore, SQLiteStore
+from ttasks.stores.ledger import SQLiteStore
 
 NOTHING: Final = "nothing to resume: no run and no task was interrupted. After a failure, it is `ttasks retry`"
 PAUSE_S: Final = 0.1
@@ -60,6 +61,16 @@ class Options:
     variables: Sequence[str] = ()
     finally_only: bool = False
     force_handlers: bool = False
+
+    def words(self) -> str:
+        """Return these options as they are given to ``resume``."""
+        said = [f"--env {shlex.quote(name)}" for name in self.variables]
+        said += [
+            name
+            for name, is_given in (("--finally-only", self.finally_only), ("--force-handlers", self.force_handlers))
+            if is_given
+        ]
+        return "".join(f" {each}" for each in said)
 
 
 def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
@@ -85,7 +96,7 @@ def _tasks_of(work: Interrupted) -> set[str]:
     return {*work.running, *work.asking, *work.left, *work.owed}
 
 
-def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
+def _show(store: SQLiteStore, work: Interrupted, hint: Hint) -> None:
     out = console()
     # A graph's by the graph: one that was deleted by itself is still part of that.
     tasks = store.graphs[work.id] if work.kind == "graph" else [store.tasks[work.id]]
@@ -109,7 +120,10 @@ def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     if work.kind == "graph":
         out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
     if work.can_go_on:
-        out.print(f"  go on with it: {hint(f'resume {short(work.id)}')}")
+        if work.kind == "graph":
+            say_how_to_go_on(store._readers, work.id, "resume", "  go on with it", hint)
+        else:
+            out.print(f"  go on with it: {hint(f'resume {short(work.id)}')}")
 
 
 def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) -> int:
@@ -144,12 +158,9 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
                 raise NotFoundError(f"{only} is a task: --finally-only is for graphs. Nothing was run or written")
         ready = [(work, handle) for work in found if work.can_go_on for handle in [_handle(store, work)]]
         for _, handle in ready:
-            _give_again(handle, options.variables)
+            give_again(readers, handle, options.variables)
         # All are looked at before the first begins: what can't be restored is said before anything runs.
-        runs = [
-            (work, handle, _prepared(executor, store, work, handle, options, [each for each, _ in ready], hint))
-            for work, handle in ready
-        ]
+        runs = [(work, handle, _prepared(executor, store, handle, options, ready, hint)) for work, handle in ready]
         for work in found:
             if not work.can_go_on:
                 _show(store, work, hint)
@@ -192,23 +203,34 @@ def _say_whether_changed(graph: TaskGraph, hint: Hint) -> None:
 def _prepared(
     executor: TaskExecutor,
     store: SQLiteStore,
-    work: Interrupted,
     handle: TaskGraph | Task,
     options: Options,
-    all_of_them: Sequence[Interrupted],
+    all_of_them: Sequence[tuple[Interrupted, TaskGraph | Task]],
     hint: Hint,
 ) -> ResumedRun | ResumedTask | None:
-    """Return what goes on with one of several; where it can't, say how to go on with the others."""
+    """Return what goes on with one of several; where it can't, say how to go on with those that can."""
     try:
         return prepare(executor, store, handle, options.finally_only, options.force_handlers)
     except NotResumableError:
-        others = [hint(f"resume {short(other.id)}") for other in all_of_them if other is not work]
+        others = [
+            hint(f"resume {short(other.id)}{options.words()}")
+            for other, its_handle in all_of_them
+            if its_handle is not handle and _can_go_on(executor, store, its_handle, options)
+        ]
         if others:
             said = (
                 f"one of {len(all_of_them)} can't go on as it was, so none was started. The others: {'; '.join(others)}"
             )
             console(stderr=True).print(f"ttasks: {said}")
         raise
+
+
+def _can_go_on(executor: TaskExecutor, store: SQLiteStore, handle: TaskGraph | Task, options: Options) -> bool:
+    try:
+        prepare(executor, store, handle, options.finally_only, options.force_handlers)
+    except TtasksError:
+        return False
+    return True
 
 
 def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:
@@ -223,23 +245,6 @@ def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:
 
 def _handle(store: SQLiteStore, work: Interrupted) -> TaskGraph | Task:
     return store.graphs[work.id] if work.kind == "graph" else store.tasks[work.id]
-
-
-def _give_again(handle: TaskGraph | Task, variables: Sequence[str]) -> None:
-    """Give what is withheld of these variables again, from the environment.
-
-    Raises:
-        NotFoundError: one is not in the environment.
-    """
-    unset = [name for name in variables if name not in os.environ]
-    if unset:
-        raise NotFoundError(
-            f"--env {unset[0]}: there is no such variable in the environment. Nothing was run or written"
-        )
-    for task in handle if isinstance(handle, TaskGraph) else [handle]:
-        again = {name: os.environ[name] for name in variables if name in task._given.missing_env}
-        if again and not task.is_succeeded:
-            task.give_again(env=again)
 
 
 def _go_on(
@@ -335,7 +340,7 @@ def retry_graph(
             )
             return 0
         graph = old.retry([_named(old, name) for name in names] or None)
-        _give_again(graph, variables)
+        give_again(store._readers, graph, variables)
         problems = [problem for task in graph if not task.is_succeeded for problem in withheld(task)]
         if problems:
             raise NotResumableError(f"graph '{graph.title or graph.id}'", problems)

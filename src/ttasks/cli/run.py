@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.text import STYLES, console
+from ttasks.cli.withheld import say_how_to_go_on
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short
@@ -180,10 +180,8 @@ def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
     with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
         left = latest_interrupted(store, workflow.path)
         if left is not None:
-            console().print(
-                f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that: "
-                + hint(f"resume {short(left.id)}")
-            )
+            said = f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that"
+            say_how_to_go_on(store._readers, left.id, "resume", said, hint)
         return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers))
 
 
@@ -243,12 +241,10 @@ def _summarise(graph: TaskGraph, names: Mapping[str, str], readers: Readers, sec
     for task in asking:
         decide = hint(f"resolve {short(task.id)} --rerun")
         out.print(f"{names[task.id]} waits for a person: {decide}  (or --succeeded, or --failed)")
-    withheld = {name for task in graph if not task.is_succeeded for name in task._view.env_digests or ()}
-    again = "".join(f" --env {shlex.quote(name)}" for name in sorted(withheld))
     if graph.run_status is RunStatus.INTERRUPTED:
-        out.print(f"Go on with it: {hint(f'resume {short(graph.id)}{again}')}")
+        say_how_to_go_on(readers, graph.id, "resume", "Go on with it", hint)
     elif not graph.ok:
-        out.print(f"{'Then carry on' if asking else 'Carry on'}: {hint(f'retry {short(graph.id)}{again}')}")
+        say_how_to_go_on(readers, graph.id, "retry", "Then carry on" if asking else "Carry on", hint)
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 
