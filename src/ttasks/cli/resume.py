@@ -24,6 +24,7 @@ from ttasks.cli.run import (
     last_words,
     latest_interrupted,
 )
+from ttasks.cli.surroundings import say_what_differs
 from ttasks.cli.text import console, state
 from ttasks.cli.withheld import give_again, say_how_to_go_on
 from ttasks.cli.workflow import load_workflow
@@ -166,6 +167,9 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
                 _show(store, work, hint)
         if not found:
             out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
+        for work, _, run in runs:
+            if run is not None and work.kind == "graph":
+                say_what_differs(store, work.id)
         status = 0
         for work, handle, run in runs:
             if run is None:
@@ -347,6 +351,7 @@ def retry_graph(
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)
+        say_what_differs(store, graph_id)
         return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again)
 
 

@@ -130,7 +130,7 @@ def give_again(readers: Readers, handle: TaskGraph | Task, variables: Sequence[s
     workflow = as_recorded(source)
     if workflow is None:
         said = f"{source.path} is not what it was then, so what the ledger withholds can't be taken from it"
-        console().print(printable(said))
+        console(stderr=True).print(printable(f"ttasks: {said}"))
     specs = _specs(workflow, [task._view for task in everything])
     for task in lacking:
         found = Restored.of(task._view, specs.get(task.id), task._given.missing_env, key)

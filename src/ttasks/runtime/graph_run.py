@@ -174,6 +174,7 @@ class GraphRun:
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
+        beginning.note_environment()
         if log is not None:
             log.watch(f"graph-{graph.id}", self._hear_cancel)
         graph._errors = beginning.errors()
@@ -224,6 +225,8 @@ class GraphRun:
         if self._is_cancelled:
             outcome = RunStatus.CANCELLED
         self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors(), self._worked_s()))
+        if outcome is RunStatus.SUCCEEDED:
+            self._beginning.forget_environment()
         self._executor._keep_graph(self._graph)
 
     def _is_ok(self) -> bool:

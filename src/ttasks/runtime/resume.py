@@ -187,6 +187,9 @@ class ResumedRun(Beginning):
     def others(self) -> list[Task]:
         return [task for task in super().others() if task._has_news(self._ledger)]
 
+    def note_environment(self) -> None:
+        """Nothing: the note stays that of the environment in which the run was begun."""
+
     # --- what can't be restored --------------------------------------------------------------------------------------
 
     def _other_handlers(self, tasks: Sequence[Task]) -> list[str]:
