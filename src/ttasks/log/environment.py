@@ -14,9 +14,10 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ttasks.log.inherited import environment
+from ttasks.log.reading import UNREADABLE
 from ttasks.log.redaction import Redaction
 from ttasks.log.secrets import is_withheld
 from ttasks.public import public
@@ -124,10 +125,10 @@ def _variables(key: bytes, redaction: Redaction | None) -> dict[str, str]:
 
 def _read(path: Path) -> tuple[bytes, Mapping[str, str]] | None:
     """Return the key and the variables in a note; None where there is none that ttasks would have written."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, *UNREADABLE):
         note = json.loads(_content(path))
-        variables: dict[str, Any] = note["variables"]
-        if all(isinstance(value, str) for value in variables.values()):
+        variables = note["variables"]
+        if isinstance(variables, dict) and all(isinstance(value, str) for value in variables.values()):
             return bytes.fromhex(note["key"]), variables
     return None
 
