@@ -281,14 +281,14 @@ class LineRedactor:
         with self._lock:
             if self._is_finished:
                 return ""
-            begun, *more = _LINE_END.split(text)
-            shown = self._line.add(begun)
-            if more:
-                *whole, begun = more
-                shown += self._line.last() + self._redaction.text("".join(whole))
-                self._line = Line(self._redaction)
-                shown += self._line.add(begun)
-            return shown
+            first = _LINE_END.search(text)
+            if first is None:
+                return self._line.add(text)
+            # Found from both ends: taking the text apart line by line costs as much as reading it.
+            begun, last = first.start(), max(text.rfind("\n"), text.rfind("\r")) + 1
+            shown = self._line.add(text[:begun]) + self._line.last() + self._redaction.text(text[begun:last])
+            self._line = Line(self._redaction)
+            return shown + self._line.add(text[last:])
 
     def finish(self) -> str:
         """Return the last line, which has no end. Where it breaks off inside of a literal, that part is masked too."""
