@@ -4,8 +4,10 @@ differs of the environment. Each hint that is printed is run."""
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,7 +185,7 @@ def test_where_a_script_can_not_be_given_again_no_hint_says_so(ttasks: Command) 
     change(ttasks)
     _, printed = run.end(signal.SIGTERM)
     assert "Go on with it" not in printed and "ttasks resume" not in printed
-    assert "it can't go on from here: the ledger withholds a script or folder of it" in printed
+    assert "it can't go on by a command: the ledger withholds a script or folder of it" in printed
     assert "a.yaml is not what it was then" in printed
     refused = ttasks("resume", "--env", "API_KEY", **VALUE)
     assert refused.returncode == 2
@@ -235,6 +237,33 @@ def test_others_are_named_only_where_they_can_go_on(ttasks: Command) -> None:
     assert ttasks(*words_of(hints[0]), **VALUE).returncode == 0
 
 
+def test_the_hints_after_a_decision_work(ttasks: Command) -> None:
+    started(ttasks, ONLY_VARIABLE + "    on_interrupted: ask\n").kill()
+    change(ttasks)
+    task = ttasks.task_id("one")
+    said = ttasks("resolve", task, "--rerun")
+    words = hint_in(said.stdout, "Go on with its graph: ")
+    assert words[-2:] == ["--env", "API_KEY"]
+    go(ttasks)
+    assert ttasks(*words, **VALUE).returncode == 0
+
+
+def test_the_hint_about_a_task_that_ran_by_itself_works(ttasks: Command) -> None:
+    program = (
+        "from ttasks import *\n"
+        "with SQLiteStore('.ttasks/ledger.db') as store:\n"
+        f"    TaskExecutor(store).execute(Task.bash('{HANGS}; echo $API_KEY >> log', env={VALUE!r}))\n"
+    )
+    run = ttasks.start_process([sys.executable, "-c", program])
+    ttasks.await_file("started")
+    run.kill()
+    words = hint_in(ttasks("resume", "--list").stdout, "  go on with it: ")
+    assert words[-2:] == ["--env", "API_KEY"]
+    go(ttasks)
+    assert ttasks(*words, **VALUE).returncode == 0
+    assert ttasks.log() == ["linux-x64"]
+
+
 def test_a_run_of_python_says_how_to_give_a_script_again(ttasks: Command) -> None:
     ttasks.ledger.parent.mkdir()
     with SQLiteStore(ttasks.ledger) as store:
@@ -244,6 +273,16 @@ def test_a_run_of_python_says_how_to_give_a_script_again(ttasks: Command) -> Non
     refused = ttasks("retry", "--env", "API_KEY", **VALUE)
     assert refused.returncode == 2
     assert "task.give_again(payload=…)" in refused.stderr
+
+
+def test_a_retry_of_what_was_interrupted_names_a_resume_that_works(ttasks: Command) -> None:
+    started(ttasks, ONLY_VARIABLE).kill()
+    change(ttasks)
+    refused = ttasks("retry")
+    hints = re.findall(r"\(ttasks ([^)]*)\)", refused.stderr)
+    assert len(hints) == 2 and all("--env API_KEY" in each for each in hints)
+    go(ttasks)
+    assert ttasks(*shlex.split(hints[0]), **VALUE).returncode == 0
 
 
 # --- the environment -------------------------------------------------------------------------------------------------

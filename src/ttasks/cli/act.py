@@ -8,6 +8,7 @@ from typing import cast
 from ttasks.cli.app import Hint
 from ttasks.cli.look import find
 from ttasks.cli.text import console
+from ttasks.cli.withheld import say_how_to_go_on
 from ttasks.display import printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.status import RunStatus
@@ -62,12 +63,13 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
         graph_id = attempts[-1].graph if attempts else None
         if graph_id is None or graph_id not in store.graphs:
             if answer == "rerun":
-                out.print(f"Go on with it: {hint(f'resume {short(id_)}')}")
+                say_how_to_go_on(store._readers, id_, "resume", "Go on with it", hint)
         elif any(work.id == graph_id for work in store.interrupted()):
-            out.print(f"Go on with its graph: {hint(f'resume {short(graph_id)}')}")
+            say_how_to_go_on(store._readers, graph_id, "resume", "Go on with its graph", hint)
         elif store.graphs[graph_id].run_status is RunStatus.RUNNING:
-            out.print(f"Carry on with its graph when its run has ended: {hint(f'retry {short(graph_id)}')}")
+            when = "Carry on with its graph when its run has ended"
+            say_how_to_go_on(store._readers, graph_id, "retry", when, hint)
         elif store.graphs[graph_id].ok:
             out.print("Every task of its graph has succeeded: nothing is left to do")
         else:
-            out.print(f"Carry on with its graph: {hint(f'retry {short(graph_id)}')}")
+            say_how_to_go_on(store._readers, graph_id, "retry", "Carry on with its graph", hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 import threading
@@ -26,7 +27,7 @@ from ttasks.cli.run import (
 )
 from ttasks.cli.surroundings import say_what_differs
 from ttasks.cli.text import console, state
-from ttasks.cli.withheld import give_again, say_how_to_go_on
+from ttasks.cli.withheld import give_again, say_how_to_go_on, words_to_go_on
 from ttasks.cli.workflow import load_workflow
 from ttasks.display import count, moment, printable, short
 from ttasks.errors import (
@@ -121,10 +122,7 @@ def _show(store: SQLiteStore, work: Interrupted, hint: Hint) -> None:
     if work.kind == "graph":
         out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
     if work.can_go_on:
-        if work.kind == "graph":
-            say_how_to_go_on(store._readers, work.id, "resume", "  go on with it", hint)
-        else:
-            out.print(f"  go on with it: {hint(f'resume {short(work.id)}')}")
+        say_how_to_go_on(store._readers, work.id, "resume", "  go on with it", hint)
 
 
 def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) -> int:
@@ -272,10 +270,11 @@ def _go_on(
         out.print(Text.assemble(f"{name}: ", state(handle.status)))
         if handle.is_interrupted:
             asks = reconcile(handle._view, is_alive=False).then is Then.PERSON
-            resolve = hint(f"resolve {short(handle.id)} --rerun")
-            go_on = hint(f"resume {short(handle.id)}")
-            waits = f"it waits for a person: {resolve}  (or --succeeded, or --failed)"
-            out.print(waits if asks else f"Go on with it: {go_on}")
+            if asks:
+                resolve = hint(f"resolve {short(handle.id)} --rerun")
+                out.print(f"it waits for a person: {resolve}  (or --succeeded, or --failed)")
+            else:
+                say_how_to_go_on(store._readers, handle.id, "resume", "Go on with it", hint)
     if isinstance(stopped_by, Terminated):
         raise stopped_by
     if stopped_by is not None:
@@ -332,8 +331,9 @@ def retry_graph(
             raise NotFoundError(f"graph {graph_id} was deleted: there is nothing to retry")
         old = store.graphs[graph_id]
         if old.run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
-            prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
-            go_on = f"resume {short(graph_id)}"
+            with contextlib.suppress(NotResumableError):  # that is for `resume` to say
+                prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
+            go_on = words_to_go_on(store._readers, graph_id, "resume") or f"resume {short(graph_id)}"
             raise TransitionError(
                 f"{named('graph', old.title, graph_id)} was interrupted: go on with it ({hint(go_on)}), or only with "
                 f"its finally tasks ({hint(f'{go_on} --finally-only')}), and retry it then"

@@ -152,25 +152,27 @@ def _give_variables(tasks: Iterable[Task], values: Mapping[str, str], key: str) 
         console().print(printable(f"{said}. What is given now counts"))
 
 
-def words_to_go_on(readers: Readers, graph_id: str, command: str) -> str | None:
-    """Return the words that go on with a graph by ``resume`` or ``retry``; None: what is withheld can't be given so.
+def words_to_go_on(readers: Readers, id_: str, command: str) -> str | None:
+    """Return the words that go on with a graph or task by ``resume`` or ``retry``.
 
-    They say which variables have to be given again: those whose values are not in the workflow file as it was.
+    They name the variables that have to be given again, whose values are not in the workflow file as it was. None: a
+    script or folder is withheld that can't be taken from there either.
     """
-    words = f"{command} {short(graph_id)}"
-    graph = readers.graph(graph_id)
-    assert graph is not None
-    tasks = readers.tasks_of_graph(graph_id)
-    states = [tasks[task_id] for task_id in graph.members]
+    words = f"{command} {short(id_)}"
+    graph = readers.graph(id_)
+    tasks = readers.tasks_of_graph(id_) if graph is not None else {}
+    states = [tasks[task_id] for task_id in graph.members] if graph is not None else [_task(readers, id_)]
+    finally_ids = {task_id for task_id, member in graph.members.items() if member.is_finally} if graph else set()
     needed = [
         state
         for state in states
-        if _is_to_run(state.status, command, is_finally=graph.members[state.id].is_finally)
+        if _is_to_run(state.status, command, is_finally=state.id in finally_ids)
         and (state.env_digests or set(TEXTS) & set(state.redacted or ()))
     ]
     if not needed:
         return words
-    specs, key, names = _specs(as_recorded(graph.source), states), _digest_key(readers), set[str]()
+    workflow = as_recorded(graph.source) if graph is not None else None
+    specs, key, names = _specs(workflow, states), _digest_key(readers), set[str]()
     for state in needed:
         found = Restored.of(state, specs.get(state.id), state.env_digests or (), key)
         if found.lost_texts:
@@ -179,23 +181,26 @@ def words_to_go_on(readers: Readers, graph_id: str, command: str) -> str | None:
     return words + "".join(f" --env {shlex.quote(name)}" for name in sorted(names))
 
 
+def _task(readers: Readers, id_: str) -> TaskState:
+    state = readers.task(id_)
+    assert state is not None
+    return state
+
+
 def _is_to_run(status: TaskStatus, command: str, *, is_finally: bool) -> bool:
     if command == "retry":
         return status is not TaskStatus.SUCCEEDED or is_finally
     return not status.is_sink
 
 
-def say_how_to_go_on(readers: Readers, graph_id: str, command: str, what: str, hint: Hint) -> None:
-    """Print the command line that goes on with a graph after `what`, or why there is none."""
-    words = words_to_go_on(readers, graph_id, command)
-    out = console()
+def say_how_to_go_on(readers: Readers, id_: str, command: str, what: str, hint: Hint) -> None:
+    """Print the command line that goes on with a graph or task after `what`, or why there is none."""
+    words = words_to_go_on(readers, id_, command)
     if words is not None:
-        out.print(f"{what}: {hint(words)}")
+        console().print(f"{what}: {hint(words)}")
         return
-    graph = readers.graph(graph_id)
+    graph = readers.graph(id_)
     source = graph.source if graph is not None else None
-    why = "it can't go on from here: the ledger withholds a script or folder of it"
-    if source is None:
-        out.print(f"{why}. In Python: task.give_again(…)")
-    else:
-        out.print(printable(f"{why}, and {source.path} is not what it was then"))
+    how = f"and {source.path} is not what it was then" if source is not None else "in Python: task.give_again(…)"
+    why = f"it can't go on by a command: the ledger withholds a script or folder of it, {how}"
+    console().print(printable(why))
