@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from ttasks import EnvironmentChange, InMemoryStore, SQLiteStore, Task, TaskExecutor, TaskGraph
 from ttasks.log.environment import (
     NOTES_MAX,
+    SESSION,
+    SESSION_BEGINNINGS,
     environment_change,
     forget_environment,
     keep_environment,
@@ -53,6 +56,13 @@ def test_variables_of_a_session_do_not_count(name: str, ledger: Path, monkeypatc
     assert environment_change(ledger, "g", None) == NOTHING
     monkeypatch.delenv(name)
     assert environment_change(ledger, "g", None) == NOTHING
+
+
+def test_the_docs_list_all_that_does_not_count() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "resuming.md").read_text("utf-8")
+    listed = page.partition("Left out are")[2].partition("\n\n")[0]
+    names = re.findall(r"`(\w+)`", listed)
+    assert sorted(names) == sorted([*SESSION, *SESSION_BEGINNINGS])
 
 
 def test_of_what_is_secret_only_that_it_was_set_is_kept(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:

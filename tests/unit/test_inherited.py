@@ -61,6 +61,9 @@ def test_what_may_be_no_secret_is_left_alone(name: str, value: str) -> None:
 def test_the_ends_of_names_that_are_left_alone_are_these() -> None:
     ends = "_FILE _PATH _DIR _URL _URI _NAME _USER _HOST _PORT _TYPE _ID"
     assert " ".join(NO_SECRETS) == ends
+    for page in ("README.md", "docs/secrets.md"):
+        text = (Path(__file__).parents[2] / page).read_text("utf-8")
+        assert all(f"`{end}`" in text for end in NO_SECRETS), page
 
 
 def test_a_path_counts_where_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
