@@ -285,6 +285,27 @@ def test_a_retry_of_what_was_interrupted_names_a_resume_that_works(ttasks: Comma
     assert ttasks(*shlex.split(hints[0]), **VALUE).returncode == 0
 
 
+def test_a_name_that_does_not_exist_is_warned_of_in_a_sentence(ttasks: Command) -> None:
+    ttasks.write("a.yaml", "tasks: {one: {bash: 'true'}}\n")
+    done = ttasks("run", "a.yaml", TTASKS_REDACT="NPM_TOKEN,hunter2")
+    assert done.returncode == 0
+    assert done.stderr.startswith("ttasks: TTASKS_REDACT, item 2 names a variable that does not exist")
+    assert done.stderr.count("\n") == 1 and "hunter2" not in done.stderr + done.stdout
+    refused = ttasks("run", "a.yaml", TTASKS_REDACT="NPM_TOKEN,hunter 2")
+    assert refused.returncode == 2
+    assert "item 2 is not the name of an environment variable" in refused.stderr and "hunter" not in refused.stderr
+
+
+def test_what_is_inherited_is_masked_in_what_the_command_prints(ttasks: Command) -> None:
+    ttasks.write("a.yaml", 'tasks: {one: {bash: \'echo "with $HUSH_TOKEN"; echo "no $HUSH_TOKEN" >&2; exit 1\'}}\n')
+    done = ttasks("run", "a.yaml", HUSH_TOKEN="Tr0ub4dor-and-3")
+    assert "with ***" in done.stdout and "no ***" in done.stdout
+    assert "Tr0ub4dor" not in done.stdout + done.stderr
+    assert not any(b"Tr0ub4dor" in content for content in ttasks.files().values())
+    opened = ttasks("run", "a.yaml", HUSH_TOKEN="Tr0ub4dor-and-3", TTASKS_REDACT="!HUSH_*")
+    assert "with Tr0ub4dor-and-3" in opened.stdout
+
+
 # --- the environment -------------------------------------------------------------------------------------------------
 
 SHIP = f"tasks:\n  ship: {{bash: '{HANGS}; echo ship to \"[$TARGET]\"'}}\n"
