@@ -218,9 +218,11 @@ def test_a_ledger_in_memory_has_none() -> None:
     assert store.environment_change(failed) is None
 
 
-def test_what_is_no_graph_has_none(ledger: Path) -> None:
+def test_only_of_a_graph_it_is_told(ledger: Path) -> None:
     with SQLiteStore(ledger) as store:
-        assert store.environment_change(7) is None  # type: ignore[arg-type]
+        assert store.environment_change("no graph") is None
+        with pytest.raises(TypeError, match="graph must be a TaskGraph or the id of one, got Task"):
+            store.environment_change(Task.bash("true"))  # type: ignore[arg-type]
 
 
 def test_a_resumed_run_keeps_the_note_of_its_beginning(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:

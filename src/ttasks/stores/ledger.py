@@ -155,9 +155,14 @@ class LedgerStore:
             What differs, by name; it is false where nothing does. None: it can't be compared. The note of it beside
             the ledger is removed when the run has succeeded, is not copied with the ledger, and a ledger in memory has
             none.
+
+        Raises:
+            TypeError: `graph` is neither.
         """
         path, graph_id = self._readers.path, key_of(graph, TaskGraph)
-        if path is None or graph_id is None:
+        if graph_id is None:
+            raise TypeError(f"graph must be a TaskGraph or the id of one, got {type(graph).__name__}")
+        if path is None:
             return None
         return environment_change(path, graph_id, self._log.redaction if self._log is not None else None)
 
