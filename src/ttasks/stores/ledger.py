@@ -162,7 +162,7 @@ class LedgerStore:
         path, graph_id = self._readers.path, key_of(graph, TaskGraph)
         if graph_id is None:
             raise TypeError(f"graph must be a TaskGraph or the id of one, got {type(graph).__name__}")
-        if path is None:
+        if path is None or self._readers.graph(graph_id) is None:
             return None
         return environment_change(path, graph_id, self._log.redaction if self._log is not None else None)
 
