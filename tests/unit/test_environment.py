@@ -205,10 +205,16 @@ def test_a_run_that_fails_leaves_a_note_and_one_that_succeeds_removes_it(
         monkeypatch.setenv("TARGET", "staging")
         assert store.environment_change(failed) == EnvironmentChange((), (), ("TARGET",))
         assert store.environment_change(failed.id) == store.environment_change(failed)
-        again = failed.retry()
+        monkeypatch.delenv("TARGET")
+        still = failed.retry()
+        still.run(TaskExecutor(store))
+        assert store.environment_change(still) == EnvironmentChange((), (), ())
+        monkeypatch.setenv("TARGET", "staging")
+        again = still.retry()
         again.run(TaskExecutor(store))
         assert again.ok
         assert store.environment_change(failed) is None, "what carried on with it has succeeded"
+        assert store.environment_change(still) is None
     assert list(ledger.parent.glob("*-env-*")) == []
 
 

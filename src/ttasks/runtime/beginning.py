@@ -114,10 +114,15 @@ class Beginning:
             keep_environment(log.path, self.graph.id, log.redaction)
 
     def forget_environment(self) -> None:
-        """Remove that note: the run has succeeded, and what it carried on with has with it."""
-        if (log := self.executor._journal.log) is not None and log.path is not None:
-            for graph_id in filter(None, (self.graph.id, self.graph._derived_from)):
-                forget_environment(log.path, graph_id)
+        """Remove that note: the run has succeeded, and with it all that it carried on with."""
+        if (log := self.executor._journal.log) is None or log.path is None:
+            return
+        forget_environment(log.path, self.graph.id)
+        before = self.graph._derived_from
+        while before is not None:
+            forget_environment(log.path, before)
+            state = log.readers.graph(before)
+            before = state.derived_from if state is not None else None
 
     def errors(self) -> dict[str, BaseException]:
         """Return what was raised in this run before this process took it over."""
