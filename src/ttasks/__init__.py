@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         make_copilot_agent_handler,
         make_copilot_prompt_handler,
     )
+    from ttasks.log.environment import EnvironmentChange
     from ttasks.model.event import TaskEvent, TaskEventType
     from ttasks.model.graph import RecordedError, TaskGraph
     from ttasks.model.interrupted import Interrupted, Owed
@@ -82,6 +83,7 @@ _HOMES: Final = {
     "ttasks.handlers.copilot.session": (
         "CopilotAgentSession", "make_copilot_agent_handler", "make_copilot_prompt_handler",
     ),
+    "ttasks.log.environment": ("EnvironmentChange",),
     "ttasks.model.event": ("TaskEvent", "TaskEventType"),
     "ttasks.model.graph": ("RecordedError", "TaskGraph"),
     "ttasks.model.interrupted": ("Interrupted", "Owed"),
@@ -120,6 +122,7 @@ __all__ = [
     "CopilotAgentSession",
     "CopilotError",
     "DamagedLedgerError",
+    "EnvironmentChange",
     "EventBus",
     "EventView",
     "GraphError",

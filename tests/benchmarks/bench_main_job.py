@@ -72,6 +72,7 @@ with SQLiteStore(sys.argv[1]) as store, TaskExecutor.empty(store) as executor:
     executor.register(TaskType.BASH, work)
     executor.resume()
 """
+SECRET = "TTASKS_BENCHMARK_TOKEN"
 COMMAND = "from ttasks.cli import main; main()"
 
 
@@ -266,7 +267,7 @@ class Bench:
         say(f"{self.size.lines:,} lines", pairs.costs, to, f"{rate:.2f} M lines/s", aim, rate)
 
     def much_output(self) -> None:
-        """Print the line for many bytes."""
+        """Print the lines for many bytes, without and with an inherited variable whose value is masked in them."""
         script = f"yes 'a line of output, as long as lines are on the average' | head -c {self.size.output_bytes}"
 
         def reference() -> float:
@@ -280,10 +281,19 @@ class Bench:
 
                 return timed(work)
 
-        pairs = Pairs.of(reference, lambda: self.scripts(script), self.size.repetitions)
-        rates, megabytes = [1 / cost for cost in pairs.costs], self.size.output_bytes / 1e6
-        to, figure = "rate of a pipe into plain rows, 64 KiB a commit", f"{megabytes / pairs.seconds:.0f} MB/s"
-        say(f"{megabytes:g} MB of output", rates, to, figure, Aim(">=", 0.5), median(rates))
+        def with_secret() -> float:
+            os.environ[SECRET] = "Tr0ub4dor-and-3"
+            try:
+                return self.scripts(script)
+            finally:
+                del os.environ[SECRET]
+
+        megabytes = self.size.output_bytes / 1e6
+        for what, subject in (("of output", lambda: self.scripts(script)), ("and a secret", with_secret)):
+            pairs = Pairs.of(reference, subject, self.size.repetitions)
+            rates = [1 / cost for cost in pairs.costs]
+            to, figure = "rate of a pipe into plain rows, 64 KiB a commit", f"{megabytes / pairs.seconds:.0f} MB/s"
+            say(f"{megabytes:g} MB {what}", rates, to, figure, Aim(">=", 0.5), median(rates))
 
     # --- loading, and whole processes ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ NAMES = (
     "2 x true",
     "1,000 lines",
     "0.5 MB of output",
+    "0.5 MB and a secret",
     "20 tasks loaded",
     "20 in a graph loaded",
     "import ttasks",

@@ -766,12 +766,20 @@ SECRET = RELEASE.replace("upload: {", "upload: {env: {API_TOKEN: hush-hush}, ").
 )
 
 
+def change(ttasks: Command) -> None:
+    """Change the workflow file, so that it is not what was run."""
+    with (ttasks.folder / "release.yaml").open("a") as file:
+        file.write("# changed\n")
+
+
 def test_a_secret_has_to_be_given_again_before_anything_starts(ttasks: Command) -> None:
     killed(ttasks, text=SECRET)
+    change(ttasks)
     before, left = ttasks.runners(), ttasks.left()
     go(ttasks)
     done = ttasks("resume")
     assert (done.returncode, done.stdout) == (2, "")
+    assert "release.yaml is not what it was then, so what the ledger withholds can't be taken from it" in done.stderr
     assert "task 'upload' needs its env['API_TOKEN']" in done.stderr and "--env API_TOKEN" in done.stderr
     assert ttasks.runners() == before
     assert [process.pid for process in ttasks.left()] == [process.pid for process in left]
@@ -810,7 +818,9 @@ def test_a_secret_that_is_not_in_the_environment_is_refused(ttasks: Command) -> 
 
 
 def test_retry_needs_the_secrets_again_too(ttasks: Command) -> None:
-    _, printed = started(ttasks, text=SECRET).end(signal.SIGINT)
+    run = started(ttasks, text=SECRET)
+    change(ttasks)
+    _, printed = run.end(signal.SIGINT)
     assert re.search(r"^Carry on: ttasks retry \w{8} --env API_TOKEN$", printed, re.MULTILINE)
     go(ttasks)
     refused = ttasks("retry")
@@ -821,6 +831,7 @@ def test_retry_needs_the_secrets_again_too(ttasks: Command) -> None:
 
 def test_run_resume_takes_secrets_too(ttasks: Command) -> None:
     killed(ttasks, text=SECRET)
+    change(ttasks)
     go(ttasks)
     assert ttasks("run", "--resume", "release.yaml").returncode == 2
     done = ttasks("run", "--resume", "release.yaml", "--env", "API_TOKEN", API_TOKEN="hush-hush")

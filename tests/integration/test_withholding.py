@@ -606,11 +606,13 @@ def test_a_secret_looking_value_is_redacted_from_what_its_task_prints() -> None:
     assert env["API_KEY"].startswith("pbkdf2-sha256:")
 
 
+@pytest.mark.filterwarnings("ignore:redact.0. names a variable that does not exist")
 def test_a_short_one_is_not_unless_it_is_named() -> None:
     assert run('echo "key $API_KEY"', {"API_KEY": "1234567"})[0] == "key 1234567\n"
     assert run('echo "key $API_KEY"', {"API_KEY": "1234567"}, ["API_KEY"])[0] == "key ***\n"
 
 
+@pytest.mark.filterwarnings("ignore:redact.0. names a variable that does not exist")
 def test_an_ordinary_value_is_not_unless_its_variable_is_named() -> None:
     assert run('echo "$DSN"', {"DSN": "plain-value"}) == ("plain-value\n", {"DSN": "plain-value"})
     for name in ("DSN", "D*"):
@@ -668,6 +670,96 @@ def test_without_redaction_and_secrets_nothing_is_held_back(path: Path) -> None:
                 is_redacted,
                 is_redacted,
             )
+
+
+# --- inherited variables ---------------------------------------------------------------------------------------------
+
+INHERITED = "Tr0ub4dor-and-3"
+
+
+@pytest.mark.parametrize("handler", [_returns, _completes, _raises, _fails, _cancels, bash_handler])
+@pytest.mark.parametrize("make", [SQLiteStore, InMemoryStore, None])
+def test_an_inherited_secret_is_masked_in_what_a_task_gives_out(
+    make: Any, handler: Callable[[TaskContext], Any], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", SECRET)
+    monkeypatch.delenv("DEPLOY_PASS")  # an ordinary variable with the same value
+    store = make(path) if make is SQLiteStore else make() if make is not None else None
+    with store or contextlib.nullcontext():
+        executor = TaskExecutor.empty(store)
+        executor.register(TaskType.BASH, handler)
+        heard = heard_by(executor)
+        graph = TaskGraph()
+        task = graph.add(Task.bash('echo "a $DEPLOY_TOKEN"; echo "b $DEPLOY_TOKEN" >&2; exit 3'))
+        graph.run(executor)
+        assert task.result is not None
+        given_out = [task.error, task.result.output, task.result.error, texts_in(heard)]
+        if handler not in (_raises, _cancels):  # what they raise is their own object
+            given_out.append(str(graph.errors.get(task.id)))
+        assert SECRET not in "".join(map(str, given_out))
+        assert "***" in "".join(map(str, given_out))
+        if store is not None:
+            assert SECRET not in "".join(str(event.fact) for event in store._readers.events())
+    if make is SQLiteStore:
+        assert_withheld(path, SECRET)
+
+
+def test_an_agent_s_conversation_is_masked_of_inherited_secrets(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", INHERITED)
+
+    def handler(context: TaskContext) -> str:
+        port = context._port
+        assert port is not None
+        at = port.started_at
+        port.report(a.AgentAnswered(port.number, at, f"it is {INHERITED}", False, "model", None))
+        return f"it is {INHERITED}"
+
+    with SQLiteStore(path) as store:
+        executor = TaskExecutor.empty(store)
+        executor.register(TaskType.BASH, handler)
+        assert executor.execute(Task.bash("ask")).output == "it is ***"
+        assert any(event.type == "AgentAnswered" for event in store.events)
+    assert_withheld(path, INHERITED)
+
+
+def test_what_people_wrote_is_recorded_whatever_is_inherited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", INHERITED)
+    folder = path.parent / INHERITED
+    folder.mkdir()
+    with SQLiteStore(path) as store:
+        task = Task.bash(f"echo {INHERITED}", title=INHERITED, name=INHERITED, cwd=str(folder), env={"A": INHERITED})
+        graph = TaskGraph(title=INHERITED)
+        graph.add(task)
+        store.graphs.save(graph)
+        again = store.graphs[graph.id]
+        (read,) = again
+        again.run(TaskExecutor(store))  # it lacks nothing
+        read = store.tasks[task.id]
+        texts = (read.payload, read.title, read.name, read.cwd, read.env, store.graphs[graph.id].title)
+        assert texts == (f"echo {INHERITED}", INHERITED, INHERITED, str(folder), {"A": INHERITED}, INHERITED)
+        assert store._readers.printed(task.id, 1)["stdout"] == "***\n"
+
+
+def test_a_variable_counts_from_the_next_attempt_on_after_it_was_set(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SQLiteStore(path) as store, SQLiteStore(path) as second:
+        executor = TaskExecutor(store)
+        script = 'echo "$DEPLOY_TOKEN"'
+        assert executor.execute(Task.bash(script)).output == "\n"
+        monkeypatch.setenv("DEPLOY_TOKEN", INHERITED)
+        assert executor.execute(Task.bash(script)).output == "***\n"
+        with SQLiteStore(path):  # opening one more is no matter of what is inherited by now
+            assert TaskExecutor(second).execute(Task.bash(script)).output == "***\n"
+    assert_withheld(path, INHERITED)
+
+
+def test_an_inherited_variable_may_be_said_to_be_ordinary(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", INHERITED)
+    with SQLiteStore(path, redact=["!DEPLOY_TOKEN"]) as store:
+        assert TaskExecutor(store).execute(Task.bash('echo "$DEPLOY_TOKEN"')).output == f"{INHERITED}\n"
+    monkeypatch.setenv("TTASKS_REDACT", "!DEPLOY_*")
+    assert TaskExecutor().execute(Task.bash('echo "$DEPLOY_TOKEN"')).output == f"{INHERITED}\n"
 
 
 # --- how it is said --------------------------------------------------------------------------------------------------

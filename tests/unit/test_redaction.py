@@ -60,10 +60,33 @@ def test_nothing_that_is_said_is_no_redaction(environment: dict[str, str]) -> No
     assert read_redaction([], environment) is None
 
 
-def test_a_name_that_is_not_set_finds_nothing_but_is_known() -> None:
-    read = redaction("LATER")
-    assert read.text("LATER") == "LATER"
-    assert read.is_secret("LATER")
+def test_a_name_that_is_not_set_is_known_and_a_warning_says_which_it_is_by_its_place() -> None:
+    with pytest.warns(RuntimeWarning, match=r"^redact\[1\] names a variable that does not exist") as warned:
+        read = redaction("A", "hunter2", A=SECRET)
+    assert read.text("hunter2") == "hunter2"
+    assert read.is_secret("hunter2")
+    assert len(warned) == 1
+    assert "hunter2" not in str(warned[0].message)
+
+
+@pytest.mark.parametrize("item", ["AWS_*", "re:hunter2", "!hunter2", re.compile("hunter2")])
+def test_what_may_stand_for_nothing_is_not_warned_of(item: Any) -> None:
+    assert read_redaction([item], {}) is not None
+
+
+def test_of_the_variable_only_what_is_not_written_as_a_variable_is_warned_of() -> None:
+    read_redaction([], {"TTASKS_REDACT": "NPM_TOKEN"})  # it is set once, for many programs
+    with pytest.warns(RuntimeWarning, match=r"^TTASKS_REDACT, item 2 names a variable") as warned:
+        read_redaction([], {"TTASKS_REDACT": "NPM_TOKEN,hunter2"})
+    assert "hunter2" not in str(warned[0].message)
+
+
+def test_a_name_after_an_exclamation_mark_is_ordinary_but_where_it_is_named() -> None:
+    read = redaction("AWS_*", "!AWS_REGION", "!A?", "AB", AWS_REGION="eu-central-1", AWS_X="x-value-1", AB="b-value")
+    assert read.text("eu-central-1 x-value-1 b-value") == "eu-central-1 *** ***"
+    assert (read.is_secret("AWS_REGION"), read.is_ordinary("AWS_REGION")) == (False, True)
+    assert (read.is_secret("AB"), read.is_ordinary("AB"), read.is_ordinary("AC")) == (True, False, True)
+    assert read.with_literals(["more"]).is_ordinary("AC")
 
 
 @pytest.mark.parametrize(
@@ -88,16 +111,16 @@ def test_redact_has_to_be_a_list(redact: Any) -> None:
 
 @pytest.mark.parametrize("item", [7, None, b"A", re.compile(b"a")])
 def test_an_item_has_to_be_a_text_or_a_pattern_of_text(item: Any) -> None:
-    with pytest.raises(TypeError, match="redact must hold str and re"):
+    with pytest.raises(TypeError, match=r"redact must hold str and re\.Pattern of str, got \w+ as redact\[0\]$"):
         read_redaction([item], {})
 
 
-@pytest.mark.parametrize("item", ["", "two words", "1A", "A-B", "s3cret!", "RE:x"])
-def test_a_text_that_is_neither_name_nor_pattern_is_refused_by_name(item: str) -> None:
+@pytest.mark.parametrize("item", ["", "two words", "1A", "A-B", "s3cret!", "RE:x", "!", "!!A", "!re:x", "! A"])
+def test_a_text_that_is_neither_name_nor_pattern_is_refused_by_its_place(item: str) -> None:
     with pytest.raises(RedactionError) as refused:
-        read_redaction([item], {})
+        read_redaction(["A*", item], {})
     assert str(refused.value) == (
-        f"redact: {item!r} is not the name of an environment variable; a pattern begins with 're:'. "
+        "redact[1] is not the name of an environment variable; a pattern begins with 're:'. "
         "Nothing was opened or written"
     )
 
@@ -203,7 +226,9 @@ def test_one_covers_another_when_it_replaces_all_that_the_other_does() -> None:
     both = redaction("A", "re:x", A=SECRET)
     assert both.covers(None) and both.covers(both) and both.covers(redaction("A", A=SECRET))
     assert not both.covers(redaction("A", A="another-horse"))
-    assert not both.covers(redaction("B")) and not both.covers(redaction("re:y"))
+    assert not both.covers(redaction("B", B=SECRET)) and not both.covers(redaction("re:y"))
+    opened = redaction("A", "re:x", "!B_KEY", A=SECRET)
+    assert both.covers(opened) and not opened.covers(both) and opened.covers(None)
 
 
 # --- line by line ----------------------------------------------------------------------------------------------------

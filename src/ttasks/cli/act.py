@@ -8,6 +8,7 @@ from typing import cast
 from ttasks.cli.app import Hint
 from ttasks.cli.look import find
 from ttasks.cli.text import console
+from ttasks.cli.withheld import say_how_to_go_on, say_step
 from ttasks.display import printable, short
 from ttasks.errors import NotFoundError
 from ttasks.events.status import RunStatus
@@ -73,8 +74,8 @@ def resolve_by_id(path: Path, part: str, answer: str, note: str | None, hint: Hi
                 out.print("Every task of its graph has succeeded: nothing is left to do")
         for step in steps:
             if step.verb == "cancel":
-                again = hint(f"retry {short(step.id)}")
-                out.print(f"Its graph still runs. Carry on with it when its run has ended: {again}")
+                when = "Its graph still runs. Carry on with it when its run has ended"
+                say_how_to_go_on(store._readers, step.id, "retry", when, hint)
             else:
                 what = "Another task waits for a person" if step.verb == "resolve" else step.why
-                out.print(f"{what}: {hint.step(step)}")
+                say_step(store._readers, step, what, hint)

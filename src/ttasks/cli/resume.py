@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,9 @@ from ttasks.cli.run import (
     latest_interrupted,
     reporting,
 )
+from ttasks.cli.surroundings import say_what_differs
 from ttasks.cli.text import console, state
+from ttasks.cli.withheld import give_again, say_step, words_to_go_on
 from ttasks.cli.workflow import load_workflow
 from ttasks.display import count, moment, printable, short
 from ttasks.errors import (
@@ -36,6 +38,7 @@ from ttasks.errors import (
     NotResumableError,
     SurvivorError,
     TransitionError,
+    TtasksError,
 )
 from ttasks.events.status import RunStatus
 from ttasks.log.reading import Readers
@@ -47,7 +50,7 @@ from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
 from ttasks.state.naming import named
 from ttasks.stores.interrupted import Leftovers
-from ttasks.stores.ledger import LedgerStore, SQLiteStore
+from ttasks.stores.ledger import SQLiteStore
 
 NOTHING: Final = "nothing to resume: no run and no task was interrupted. After a failure, it is `ttasks retry`"
 PAUSE_S: Final = 0.1
@@ -61,6 +64,16 @@ class Options:
     variables: Sequence[str] = ()
     finally_only: bool = False
     force_handlers: bool = False
+
+    def words(self) -> str:
+        """Return these options as they are given to ``resume``."""
+        said = [f"--env {shlex.quote(name)}" for name in self.variables]
+        said += [
+            name
+            for name, is_given in (("--finally-only", self.finally_only), ("--force-handlers", self.force_handlers))
+            if is_given
+        ]
+        return "".join(f" {each}" for each in said)
 
 
 def list_interrupted(path: Path, part: str | None, hint: Hint) -> None:
@@ -87,7 +100,7 @@ def _tasks_of(work: Interrupted) -> set[str]:
     return {*work.running, *work.asking, *work.left, *work.owed}
 
 
-def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
+def _show(store: SQLiteStore, work: Interrupted, hint: Hint) -> None:
     out = console()
     # A graph's by the graph: one that was deleted by itself is still part of that.
     tasks = store.graphs[work.id] if work.kind == "graph" else [store.tasks[work.id]]
@@ -110,7 +123,7 @@ def _show(store: LedgerStore, work: Interrupted, hint: Hint) -> None:
     _print_steps(store, hint, work.id, names)
 
 
-def _print_steps(store: LedgerStore, hint: Hint, id_: str, names: Mapping[str, str]) -> None:
+def _print_steps(store: SQLiteStore, hint: Hint, id_: str, names: Mapping[str, str]) -> None:
     """Print what a person can do next about a graph, or about a task."""
     left = Leftovers(store._readers)
     task = store._readers.task(id_)
@@ -119,7 +132,7 @@ def _print_steps(store: LedgerStore, hint: Hint, id_: str, names: Mapping[str, s
             what = f"waits for a person: {names.get(step.id) or short(step.id)}"
         else:
             what = step.why[0].lower() + step.why[1:]
-        console().print(f"  {what}: {hint.step(step)}")
+        say_step(store._readers, step, f"  {what}", hint)
 
 
 def resume_file(path: Path, file: Path, hint: Hint, variables: Sequence[str]) -> int:
@@ -154,17 +167,17 @@ def resume_interrupted(path: Path, part: str | None, hint: Hint, options: Option
                 raise NotFoundError(f"{only} is a task: --finally-only is for graphs. Nothing was run or written")
         ready = [(work, handle) for work in found if work.can_go_on for handle in [_handle(store, work)]]
         for _, handle in ready:
-            _give_again(handle, options.variables)
+            give_again(readers, handle, options.variables)
         # All are looked at before the first begins: what can't be restored is said before anything runs.
-        runs = [
-            (work, handle, _prepared(executor, store, work, handle, options, [each for each, _ in ready], hint))
-            for work, handle in ready
-        ]
+        runs = [(work, handle, _prepared(executor, store, handle, options, ready, hint)) for work, handle in ready]
         for work in found:
             if not work.can_go_on:
                 _show(store, work, hint)
         if not found:
             out.print(NOTHING if only is None else f"nothing to resume: {only} was not interrupted")
+        for work, _, run in runs:
+            if run is not None and work.kind == "graph":
+                say_what_differs(store, work.id)
         status = 0
         for work, handle, run in runs:
             if run is None:
@@ -202,23 +215,34 @@ def _say_whether_changed(graph: TaskGraph, hint: Hint) -> None:
 def _prepared(
     executor: TaskExecutor,
     store: SQLiteStore,
-    work: Interrupted,
     handle: TaskGraph | Task,
     options: Options,
-    all_of_them: Sequence[Interrupted],
+    all_of_them: Sequence[tuple[Interrupted, TaskGraph | Task]],
     hint: Hint,
 ) -> ResumedRun | ResumedTask | None:
-    """Return what goes on with one of several; where it can't, say how to go on with the others."""
+    """Return what goes on with one of several; where it can't, say how to go on with those that can."""
     try:
         return prepare(executor, store, handle, options.finally_only, options.force_handlers)
     except NotResumableError:
-        others = [hint(f"resume {short(other.id)}") for other in all_of_them if other is not work]
+        others = [
+            hint(f"resume {short(other.id)}{options.words()}")
+            for other, its_handle in all_of_them
+            if its_handle is not handle and _can_go_on(executor, store, its_handle, options)
+        ]
         if others:
             said = (
                 f"one of {len(all_of_them)} can't go on as it was, so none was started. The others: {'; '.join(others)}"
             )
             console(stderr=True).print(f"ttasks: {said}")
         raise
+
+
+def _can_go_on(executor: TaskExecutor, store: SQLiteStore, handle: TaskGraph | Task, options: Options) -> bool:
+    try:
+        prepare(executor, store, handle, options.finally_only, options.force_handlers)
+    except TtasksError:
+        return False
+    return True
 
 
 def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:
@@ -233,23 +257,6 @@ def _refuse_what_runs(store: SQLiteStore, id_: str) -> None:
 
 def _handle(store: SQLiteStore, work: Interrupted) -> TaskGraph | Task:
     return store.graphs[work.id] if work.kind == "graph" else store.tasks[work.id]
-
-
-def _give_again(handle: TaskGraph | Task, variables: Sequence[str]) -> None:
-    """Give what is withheld of these variables again, from the environment.
-
-    Raises:
-        NotFoundError: one is not in the environment.
-    """
-    unset = [name for name in variables if name not in os.environ]
-    if unset:
-        raise NotFoundError(
-            f"--env {unset[0]}: there is no such variable in the environment. Nothing was run or written"
-        )
-    for task in handle if isinstance(handle, TaskGraph) else [handle]:
-        again = {name: os.environ[name] for name in variables if name in task._given.missing_env}
-        if again and not task.is_succeeded:
-            task.give_again(env=again)
 
 
 def _go_on(
@@ -272,7 +279,7 @@ def _go_on(
     out.print(Text.assemble(f"{name}: ", state(handle.status)))
     for step in Leftovers(store._readers).steps_of_task(handle._view):
         what = "it waits for a person" if step.verb == "resolve" else step.why
-        out.print(f"{what}: {hint.step(step)}")
+        say_step(store._readers, step, what, hint)
     return Ended(exit_code(handle.status, stopped_by), stopped_by is not None)
 
 
@@ -325,8 +332,9 @@ def retry_graph(
             raise NotFoundError(f"graph {graph_id} was deleted: there is nothing to retry")
         old = store.graphs[graph_id]
         if old.run_status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
-            prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
-            go_on = f"resume {short(graph_id)}"
+            with contextlib.suppress(NotResumableError):  # that is for `resume` to say
+                prepare(executor, store, old, False, True)  # AlreadyRunningError where it runs
+            go_on = words_to_go_on(store._readers, graph_id, "resume") or f"resume {short(graph_id)}"
             raise TransitionError(
                 f"{named('graph', old.title, graph_id)} was interrupted: go on with it ({hint(go_on)}), or only with "
                 f"its finally tasks ({hint(f'{go_on} --finally-only')}), and retry it then"
@@ -337,13 +345,14 @@ def retry_graph(
             )
             return 0
         graph = old.retry([_named(old, name) for name in names] or None)
-        _give_again(graph, variables)
+        give_again(store._readers, graph, variables)
         problems = [problem for task in graph if not task.is_succeeded for problem in withheld(task)]
         if problems:
             raise NotResumableError(f"graph '{graph.title or graph.id}'", problems)
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)
+        say_what_differs(store, graph_id)
         return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again).code
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from ttasks.cli.app import EXIT_CTRL_C, EXIT_NOT_OK, Hint
 from ttasks.cli.reporter import Reporter
 from ttasks.cli.text import STYLES, console, print_lines
+from ttasks.cli.withheld import say_how_to_go_on, say_step
 from ttasks.cli.workflow import Workflow, load_workflow
 from ttasks.clock import monotonic_s
 from ttasks.display import count, duration, printable, short, why_of_result
@@ -135,10 +136,8 @@ def run_file(file: Path, ledger: Path, jobs: int | None, hint: Hint) -> int:
     with SQLiteStore(ledger) as store, TaskExecutor(store) as executor:
         left = latest_interrupted(store, workflow.path)
         if left is not None:
-            console().print(
-                f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that: "
-                + hint(f"resume {short(left.id)}")
-            )
+            said = f"the latest run of this file was interrupted ({left.why}); this is a new one. To go on with that"
+            say_how_to_go_on(store._readers, left.id, "resume", said, hint)
         return carry_out(executor, store, graph, ledger, hint, lambda: graph.run(executor, workers)).code
 
 
@@ -221,7 +220,7 @@ def _summarise(
     )
     for step in Leftovers(readers).steps_of_graph(graph.id):
         what = f"{names[step.id]} waits for a person" if step.verb == "resolve" else step.why
-        out.print(f"{what}: {hint.step(step)}")
+        say_step(readers, step, what, hint)
     out.print(f"Look at it: {hint(f'show {short(graph.id)}')}")
 
 

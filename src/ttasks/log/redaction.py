@@ -10,6 +10,7 @@ import re
 import string
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
@@ -28,7 +29,9 @@ PASSES_MAX: Final = 4
 """How often a line is searched again for what its own masks have made: more than once only by odd patterns."""
 
 _PATTERN_PREFIX: Final = "re:"
+_ORDINARY_PREFIX: Final = "!"
 _NAME: Final = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
+_EXACT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINE_END: Final = re.compile(r"([\r\n]+)")
 _PROBE_SIZES: Final = (12, 16, 20, 24, 28, 32)
 _PROBE_SECONDS_MAX: Final = 0.02
@@ -40,7 +43,8 @@ Span = tuple[int, int]
 class Redaction:
     """Replaces by ``***`` what must not be recorded or shown. It never changes once made; threads may share it.
 
-    `names` are the variables that hold secrets, some of them with ``*`` and ``?``. `literals` are the values that are
+    `names` are the variables that hold secrets, some of them with ``*`` and ``?``, and `ordinary` those that hold none,
+    though their names look secret or match one with a ``*`` or ``?``. `literals` are the values that are
     looked for, each without line ends, and `patterns` whatever looks like one. A line of more than
     `line_characters_max` characters is searched in parts, each together with the last `kept_characters` before it.
     """
@@ -51,8 +55,11 @@ class Redaction:
         patterns: Iterable[re.Pattern[str]] = (),
         literals: Iterable[str] = (),
         line_characters_max: int = LINE_CHARACTERS_MAX,
+        *,
+        ordinary: Iterable[str] = (),
     ) -> None:
         self.names = tuple(dict.fromkeys(names))
+        self.ordinary = tuple(dict.fromkeys(ordinary))
         self.patterns = tuple(dict.fromkeys(patterns))
         self.literals = tuple(dict.fromkeys(literals))
         self.kept_characters = max(line_characters_max // 4, *map(len, self.literals), 1)
@@ -69,15 +76,23 @@ class Redaction:
             set(other.names) <= set(self.names)
             and set(other.patterns) <= set(self.patterns)
             and set(other.literals) <= set(self.literals)
+            and set(self.ordinary) <= set(other.ordinary)
         )
 
     def is_secret(self, name: str) -> bool:
         """True when the variable of this name is one of `names`."""
-        return any(fnmatchcase(name, known) for known in self.names)
+        if name in self.names:
+            return True
+        return any(fnmatchcase(name, known) for known in self.names) and not self.is_ordinary(name)
+
+    def is_ordinary(self, name: str) -> bool:
+        """True when the variable of this name is one of `ordinary`; one of `names` without ``*`` and ``?`` never is."""
+        return name not in self.names and any(fnmatchcase(name, known) for known in self.ordinary)
 
     def with_literals(self, literals: Iterable[str]) -> Redaction:
         """Return one that looks for these values too."""
-        return Redaction(self.names, self.patterns, (*self.literals, *literals), self.line_characters_max)
+        literals = (*self.literals, *literals)
+        return Redaction(self.names, self.patterns, literals, self.line_characters_max, ordinary=self.ordinary)
 
     def literals_of(self, name: str, value: str) -> tuple[str, ...]:
         """Return what to look for so that the value of a secret variable is found: its lines, trimmed.
@@ -266,14 +281,14 @@ class LineRedactor:
         with self._lock:
             if self._is_finished:
                 return ""
-            begun, *more = _LINE_END.split(text)
-            shown = self._line.add(begun)
-            if more:
-                *whole, begun = more
-                shown += self._line.last() + self._redaction.text("".join(whole))
-                self._line = Line(self._redaction)
-                shown += self._line.add(begun)
-            return shown
+            first = _LINE_END.search(text)
+            if first is None:
+                return self._line.add(text)
+            # Found from both ends: taking the text apart line by line costs as much as reading it.
+            begun, last = first.start(), max(text.rfind("\n"), text.rfind("\r")) + 1
+            shown = self._line.add(text[:begun]) + self._line.last() + self._redaction.text(text[begun:last])
+            self._line = Line(self._redaction)
+            return shown + self._line.add(text[last:])
 
     def finish(self) -> str:
         """Return the last line, which has no end. Where it breaks off inside of a literal, that part is masked too."""
@@ -291,7 +306,8 @@ def read_redaction(redact: Iterable[str | re.Pattern[str]], environment: Mapping
     """Return what `redact` and the environment's TTASKS_REDACT say, None where neither says anything.
 
     Args:
-        redact: names of environment variables, patterns such as ``re:ghp_[A-Za-z0-9]{36}``, compiled patterns.
+        redact: names of environment variables, patterns such as ``re:ghp_[A-Za-z0-9]{36}``, compiled patterns; a name
+            after ``!`` holds no secret. RuntimeWarning: a variable that is named does not exist.
         environment: where the values of named variables are taken from, now and once.
 
     Raises:
@@ -301,28 +317,49 @@ def read_redaction(redact: Iterable[str | re.Pattern[str]], environment: Mapping
     if isinstance(redact, str | bytes) or not isinstance(redact, Iterable):
         raise TypeError(f"redact must be a list of str and re.Pattern, got {type(redact).__name__}")
     names: list[str] = []
+    ordinary: list[str] = []
     patterns: list[re.Pattern[str]] = []
-    said = [("redact", item) for item in redact]
-    said += [(VARIABLE, item) for item in split_variable(environment.get(VARIABLE, ""))]
-    for source, item in said:
+    said = [("redact", f"redact[{index}]", item) for index, item in enumerate(redact)]
+    of_variable = enumerate(split_variable(environment.get(VARIABLE, "")), 1)
+    said += [(VARIABLE, f"{VARIABLE}, item {number}", item) for number, item in of_variable]
+    for source, place, item in said:
         if isinstance(item, re.Pattern) and isinstance(item.pattern, str):
             patterns.append(_checked(source, item))
         elif not isinstance(item, str):
-            raise TypeError(f"redact must hold str and re.Pattern of str, got {item!r}")
+            raise TypeError(f"redact must hold str and re.Pattern of str, got {type(item).__name__} as {place}")
         elif item.startswith(_PATTERN_PREFIX):
             patterns.append(_compiled(source, item.removeprefix(_PATTERN_PREFIX)))
-        elif _NAME.fullmatch(item):
-            names.append(item)
-        else:
+        elif _NAME.fullmatch(item.removeprefix(_ORDINARY_PREFIX)):
+            (ordinary if item.startswith(_ORDINARY_PREFIX) else names).append(item.removeprefix(_ORDINARY_PREFIX))
+        else:  # by its place only: it may be a secret
             raise RedactionError(
-                f"{source}: {item!r} is not the name of an environment variable; a pattern begins with "
+                f"{place} is not the name of an environment variable; a pattern begins with "
                 f"'{_PATTERN_PREFIX}'. Nothing was opened or written"
+            )
+        if isinstance(item, str) and _may_be_a_value(source, item, environment):
+            warnings.warn(
+                f"{place} names a variable that does not exist, so nothing is kept out for it. If it is the secret "
+                "itself: give the name of a variable that holds it",
+                RuntimeWarning,
+                stacklevel=3,
             )
     if not said:
         return None
-    named = Redaction(names)
+    named = Redaction(names, ordinary=ordinary)
     secret = [(name, value) for name, value in environment.items() if named.is_secret(name)]
-    return Redaction(names, patterns, [line for name, value in secret for line in named.literals_of(name, value)])
+    literals = [line for name, value in secret for line in named.literals_of(name, value)]
+    return Redaction(names, patterns, literals, ordinary=ordinary)
+
+
+def _may_be_a_value(source: str, item: str, environment: Mapping[str, str]) -> bool:
+    """True for a name of one variable that does not exist.
+
+    TTASKS_REDACT is set once for many programs, so that some of its variables may exist only for others. There a name
+    counts only where it is not written as variables are.
+    """
+    if not _EXACT_NAME.fullmatch(item) or item in environment:
+        return False
+    return source != VARIABLE or not item.isupper()
 
 
 def split_variable(text: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,8 +14,8 @@ from ttasks.events.codec import FACT_TYPES, to_json
 from ttasks.events.facts import Fact, TaskCreated, TaskImported, TaskRevised, TaskStarted
 from ttasks.log.fitting import fitted
 from ttasks.log.redaction import MASK, Redaction
+from ttasks.log.secret_names import is_secret
 
-SECRET_NAMES: Final = ("*TOKEN*", "*SECRET*", "*PASSWORD*", "*KEY*")
 # Slow on purpose: whoever has the ledger could otherwise try short passwords by the million. It is cached, so that a
 # process pays for each value once.
 _ROUNDS: Final = 20_000
@@ -29,11 +28,6 @@ STRUCTURE: Final = frozenset({
     "signal", "tasks", "ttasks_version",
 })  # fmt: skip
 """Fields of facts that hold a text, but not a person's: what is compared, or computed. All others are redacted."""
-
-
-def is_secret(name: str) -> bool:
-    """True when the value of an environment variable of this name is not to be recorded (SPEC §8)."""
-    return any(fnmatchcase(name.upper(), pattern) for pattern in SECRET_NAMES)
 
 
 @lru_cache(maxsize=1024)
@@ -50,7 +44,14 @@ def digest(value: str, key: str) -> str:
 
 def is_withheld(name: str, value: str, redaction: Redaction | None) -> bool:
     """True when only a digest of this variable is recorded: its name looks secret, was named, or its value matches."""
-    return is_secret(name) or (redaction is not None and (redaction.is_secret(name) or redaction.finds(value)))
+    if redaction is None:
+        return is_secret(name)
+    return looks_secret(name, redaction) or redaction.is_secret(name) or redaction.finds(value)
+
+
+def looks_secret(name: str, redaction: Redaction | None) -> bool:
+    """True when a name looks secret, and was not said to be ordinary."""
+    return is_secret(name) and not (redaction is not None and redaction.is_ordinary(name))
 
 
 def redaction_of(base: Redaction | None, env: Mapping[str, str] | None) -> Redaction | None:
@@ -145,16 +146,18 @@ _OWN: Final = frozenset({"name", "title", "payload", "description", "cwd"})
 """Fields of a task that only people set: of these it is recorded which were redacted, for they can't be restored."""
 
 
+def given_out(fact: AgentFact, redaction: Redaction) -> AgentFact:
+    """Return what an agent did with its texts redacted, before it is recorded."""
+    changed = _redacted_texts(fact := fitted(fact), redaction.text)
+    return replace(fact, **changed) if changed else fact
+
+
 def _redacted(fact: Fact, redaction: Redaction) -> Fact:
     """Return `fact` with its texts redacted."""
     clean = redaction.text
     if isinstance(fact, TaskImported):
         return replace(fact, state=_redacted_state(fact.state, clean))
-    changed: dict[str, Any] = {}
-    for name, cleaner in TEXTS[type(fact)].items():
-        value = getattr(fact, name)
-        if value is not None and (cleaned := cleaner(value, clean)) != value:
-            changed[name] = cleaned
+    changed = _redacted_texts(fact, clean)
     if isinstance(fact, TaskCreated | TaskStarted):
         own = (changed.keys() & _OWN) | set(fact.redacted or ())
         changed |= _renamed({"env": fact.env, "env_digests": fact.env_digests}, clean)
@@ -165,6 +168,16 @@ def _redacted(fact: Fact, redaction: Redaction) -> Fact:
     if own:
         changed["redacted"] = tuple(sorted(own))
     return replace(fact, **changed) if changed else fact
+
+
+def _redacted_texts(fact: Fact, clean: _Clean) -> dict[str, Any]:
+    """Return those fields of a fact in which something is redacted, as they then are."""
+    changed: dict[str, Any] = {}
+    for name, cleaner in TEXTS[type(fact)].items():
+        value = getattr(fact, name)
+        if value is not None and (cleaned := cleaner(value, clean)) != value:
+            changed[name] = cleaned
+    return changed
 
 
 def _redacted_state(state: Mapping[str, Any], clean: _Clean) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from ttasks.events.status import TaskStatus, TerminationReason
 from ttasks.handlers.context import TaskContext
 from ttasks.handlers.kept import RECORDED_LINES, HeadAndTail, Kept, Limit
 from ttasks.log.runner import process_start
+from ttasks.log.secrets import given_out
 from ttasks.log.stored import StoredAttempt, StoredText
 from ttasks.log.survivors import mark, marking
 from ttasks.model.callbacks import awaits, is_signal
@@ -575,6 +576,8 @@ class Attempt:
             raise RuntimeError(f"nothing can be reported any more: attempt {self.number} has ended")
         if self._buffer is None:
             return
+        if self._redaction is not None:
+            fact = given_out(fact, self._redaction)
         if at_once:
             self._buffer.add_at_once(fact)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ttasks.errors import AlreadyRunningError
 from ttasks.events.facts import GraphFact, GraphRunStarted, Member
 from ttasks.events.status import RunStatus
+from ttasks.log.environment import forget_environment, keep_environment
 from ttasks.model.graph import TaskGraph
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
@@ -106,6 +107,22 @@ class Beginning:
             cwd=log.moved_to() if (log := self.executor._journal.log) is not None else None,
         )
         return number, [*facts, started]
+
+    def note_environment(self) -> None:
+        """Note beside the ledger what the run began in, for whoever goes on with it. It never fails."""
+        if (log := self.executor._journal.log) is not None and log.path is not None:
+            keep_environment(log.path, self.graph.id, log.redaction)
+
+    def forget_environment(self) -> None:
+        """Remove that note: the run has succeeded, and with it all that it carried on with."""
+        if (log := self.executor._journal.log) is None or log.path is None:
+            return
+        forget_environment(log.path, self.graph.id)
+        before = self.graph._derived_from
+        while before is not None:
+            forget_environment(log.path, before)
+            state = log.readers.graph(before)
+            before = state.derived_from if state is not None else None
 
     def errors(self) -> dict[str, BaseException]:
         """Return what was raised in this run before this process took it over."""

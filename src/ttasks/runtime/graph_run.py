@@ -27,6 +27,7 @@ from ttasks.events.facts import (
     GraphRunFinished,
     GraphRunInterrupted,
 )
+from ttasks.events.status import RunStatus
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.redaction import redacted
 from ttasks.log.transaction import OwnedRun
@@ -200,6 +201,7 @@ class GraphRun:
         if events[-1]:
             self._run = RunRef(graph.id, number)
             self._position = events[-1][-1].position
+        beginning.note_environment()
         if log is not None:
             log.watch(f"graph-{graph.id}", self._hear_cancel)
         graph._errors = beginning.errors()
@@ -249,6 +251,8 @@ class GraphRun:
         statuses = {task_id: task.status for task_id, task in self._tasks.items()}
         outcome = self._planner.outcome(statuses, self._graph._errors.keys())
         self._close(lambda run: GraphRunFinished(run, outcome, self._recorded_errors(), self._worked_s()))
+        if outcome is RunStatus.SUCCEEDED:
+            self._beginning.forget_environment()
         self._executor._keep_graph(self._graph)
 
     def _keep_as_interrupted(self, lost: LedgerUnwritableError) -> None:

@@ -15,6 +15,7 @@ from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import TaskFact
 from ttasks.events.status import TaskStatus
 from ttasks.log.event_log import EventLog
+from ttasks.log.inherited import with_inherited
 from ttasks.log.redaction import Redaction, read_redaction
 from ttasks.log.secrets import redaction_of
 from ttasks.model.callbacks import check_ran, is_signal
@@ -33,7 +34,10 @@ class Journal(Protocol):
         """The ledger; None: there is none."""
 
     def redaction(self, task: Task) -> Redaction | None:
-        """Return what is kept out of everything that is recorded or published of a task; None: nothing."""
+        """Return what is kept out of everything that a task gives out, recorded or published; None: nothing.
+
+        The environment is looked at now, so it is asked for with each attempt.
+        """
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Record the entries, all or none; return the events of each entry's own facts, none without a ledger."""
@@ -67,8 +71,8 @@ class LedgerJournal:
         return self._log
 
     def redaction(self, task: Task) -> Redaction | None:
-        """Return what the ledger redacts of a task."""
-        return self._store._redaction(task)
+        """Return what the ledger redacts of a task, and what of the environment."""
+        return with_inherited(self._store._redaction(task))
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Append the entries."""
@@ -110,8 +114,8 @@ class LooseJournal:
         return None
 
     def redaction(self, task: Task) -> Redaction | None:
-        """Return what $TTASKS_REDACT says, and what is secret of the task's own variables."""
-        return redaction_of(self._redaction, task._given.secrets)
+        """Return what $TTASKS_REDACT says, and what is secret of the task's own variables and of the environment."""
+        return with_inherited(redaction_of(self._redaction, task._given.secrets))
 
     def record(self, entries: Sequence[Entry]) -> list[list[RecordedEvent]]:
         """Let the handles show the facts, all of them or none."""

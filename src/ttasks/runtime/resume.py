@@ -187,6 +187,9 @@ class ResumedRun(Beginning):
     def others(self) -> list[Task]:
         return [task for task in super().others() if task._has_news(self._ledger)]
 
+    def note_environment(self) -> None:
+        """Nothing: the note stays that of the environment in which the run was begun."""
+
     # --- what can't be restored --------------------------------------------------------------------------------------
 
     def _other_handlers(self, tasks: Sequence[Task]) -> list[str]:
@@ -360,15 +363,19 @@ def other_handler(executor: TaskExecutor, task: Task, recorded: str | None) -> s
 
 
 def withheld(task: Task) -> list[str]:
-    """Say what the ledger withholds of a task that is to run."""
+    """Say what the ledger withholds of a task that is to run, and how to give it again."""
+    missing = task._given.missing(task._view)
+    is_env_only = all(name.startswith("env[") for name in missing)  # the command can give variables, but no texts
     return [
-        f"task '{task.title or task.id}' needs its {name}, which the ledger withholds: give it again ({_how(name)})"
-        for name in task._given.missing(task._view)
+        f"task '{task.title or task.id}' needs its {name}, which the ledger withholds: give it again "
+        f"({_how(name, by_command=is_env_only)})"
+        for name in missing
     ]
 
 
-def _how(name: str) -> str:
+def _how(name: str, *, by_command: bool) -> str:
     if name.startswith("env["):
         variable = name.removeprefix("env['").removesuffix("']")
-        return f"--env {variable}, from the environment; or task.give_again(env={{'{variable}': …}})"
+        in_python = f"task.give_again(env={{'{variable}': …}})"
+        return f"--env {variable}, from the environment; or {in_python}" if by_command else in_python
     return f"task.give_again({name}=…)"

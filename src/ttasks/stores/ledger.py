@@ -24,6 +24,7 @@ from ttasks.errors import (
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import GraphCancelRequested, GraphDeleted, TaskDeleted, TaskFact
 from ttasks.events.status import RunStatus
+from ttasks.log.environment import EnvironmentChange, environment_change
 from ttasks.log.event_log import BUSY_TIMEOUT_S, EventLog
 from ttasks.log.files import MEMORY
 from ttasks.log.query import EventFilter
@@ -145,6 +146,27 @@ class LedgerStore:
         They come in the order of their graphs, and in each graph's own; nothing is written by asking.
         """
         return Leftovers(self._readers).owed()
+
+    def environment_change(self, graph: TaskGraph | str) -> EnvironmentChange | None:
+        """Return how this process's environment differs from the one in which a graph's latest run was begun.
+
+        Args:
+            graph: the graph, or its id.
+
+        Returns:
+            What differs, by name; it is false where nothing does. None: it can't be compared. The note of it beside
+            the ledger is removed when the run has succeeded, is not copied with the ledger, and a ledger in memory has
+            none.
+
+        Raises:
+            TypeError: `graph` is neither.
+        """
+        path, graph_id = self._readers.path, key_of(graph, TaskGraph)
+        if graph_id is None:
+            raise TypeError(f"graph must be a TaskGraph or the id of one, got {type(graph).__name__}")
+        if path is None or self._readers.graph(graph_id) is None:
+            return None
+        return environment_change(path, graph_id, self._log.redaction if self._log is not None else None)
 
     def _position(self, when: object) -> int:
         if isinstance(when, datetime):
