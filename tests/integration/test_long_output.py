@@ -288,14 +288,20 @@ def test_a_cancelled_script_that_fails_with_a_long_error_has_it_in_its_result(st
 # --- what handlers have ----------------------------------------------------------------------------------------------
 
 
+def run_another(context: TaskContext, script: str) -> subprocess.CompletedProcess[str]:
+    """Run one more script in an attempt, whose own payload stays what its start recorded."""
+    other = TaskContext(Task.bash(script))
+    other._port = context._port
+    return bash_handler(other)
+
+
 def test_a_handler_reads_what_its_scripts_printed_while_it_runs(store: SQLiteStore) -> None:
     """The last of it is not recorded yet then, and each script has its own."""
     seen: list[str] = []
 
     def handler(context: TaskContext) -> object:
         for script in ("seq 20000; echo first", "seq 20000; echo second"):
-            context.payload = script
-            completed = bash_handler(context)
+            completed = run_another(context, script)
             seen.append(completed.stdout)
         return completed
 
@@ -431,8 +437,7 @@ def test_what_a_lost_ledger_lacks_is_read_from_the_handle(path: Path) -> None:
     def handler(context: TaskContext) -> object:
         assert bash_handler(context).stdout == LONG
         path.rename(away)
-        context.payload = "seq 20000; echo more"
-        return bash_handler(context)
+        return run_another(context, "seq 20000; echo more")
 
     with SQLiteStore(path) as store:
         executor, task = TaskExecutor(store), Task.bash("seq 20000")

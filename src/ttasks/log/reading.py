@@ -437,7 +437,7 @@ class Readers(LogReader):
             with contextlib.closing(connection.execute(query, parameters)) as cursor:
                 for row in cursor:
                     found.append(row)
-                    room -= len(row[DATA])
+                    room -= len(str(row[DATA]))  # of a damaged event it may be anything
                     if room <= 0:
                         return found, False
             return found, True
