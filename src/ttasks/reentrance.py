@@ -17,6 +17,8 @@ from ttasks import clock
 from ttasks.errors import NoThreadError, ReentranceError
 
 EXITING: Final = "the interpreter is ending, so do it before its end"
+HANDED_OVER_WAIT_S: Final = 1.0
+"""How long closing a store waits for cancels that were handed over."""
 
 _LOCAL = threading.local()
 _HANDED_OVER: set[Any] = set()

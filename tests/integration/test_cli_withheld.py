@@ -242,7 +242,7 @@ def test_the_hints_after_a_decision_work(ttasks: Command) -> None:
     change(ttasks)
     task = ttasks.task_id("one")
     said = ttasks("resolve", task, "--rerun")
-    words = hint_in(said.stdout, "Go on with its graph: ")
+    words = hint_in(said.stdout, "Go on with it: ")
     assert words[-2:] == ["--env", "API_KEY"]
     go(ttasks)
     assert ttasks(*words, **VALUE).returncode == 0

@@ -138,7 +138,8 @@ def copy(path: Path, folder: Path, *endings: str) -> Path:
 
 def test_looking_at_a_ledger_that_nobody_has_open_leaves_the_folder_as_it_was(path: Path) -> None:
     task, graph = fill(path)
-    path.with_name("ledger.db-lock").unlink()
+    for beside in path.parent.glob("ledger.db-*"):
+        beside.unlink()
     before = everything_in(path.parent)
     with SQLiteStore(path, read_only=True) as store:
         assert store.tasks[task.id].result.output == "out\n"  # type: ignore[union-attr]

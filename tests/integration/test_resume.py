@@ -1146,9 +1146,9 @@ def test_after_a_reboot_no_process_is_the_one_that_an_attempt_spawned(path: Path
             executor.execute(task := Task.bash("sleep 0.3; exit 1"))
         (attempt,) = store._readers.attempts(task.id)
         assert attempt.pid is not None
-        assert Recovery(store._readers)._dead(attempt).leader == Leader(attempt.pid, attempt.process_start)
+        assert Recovery(store._readers)._dead(task, attempt).leader == Leader(attempt.pid, attempt.process_start)
         monkeypatch.setattr("ttasks.log.runner.boot_id", lambda: "of another boot")
-        assert Recovery(store._readers)._dead(attempt).leader is None
+        assert Recovery(store._readers)._dead(task, attempt).leader is None
 
 
 def test_a_handler_that_ends_as_it_is_given_up_keeps_no_run_from_stopping(path: Path, monkeypatch: Any) -> None:

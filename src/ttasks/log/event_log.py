@@ -32,7 +32,7 @@ from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_runner, working_directory
 from ttasks.log.schema import refuse_to_write
 from ttasks.log.transaction import Appended, Batch, Encoded, Outcomes, Transaction, runner_started
-from ttasks.reentrance import is_mine, section, wait_for_handed_over
+from ttasks.reentrance import is_mine, section
 
 BUSY_TIMEOUT_S: Final = 30.0
 GROUP_MAX: Final = 256
@@ -294,7 +294,6 @@ class EventLog:
         """
         if self._users == 1:
             self._refuse_reentrance("closing a ledger")
-            wait_for_handed_over(DESCRIBE_WAIT_S)
         with _OPEN_LOCK:
             self._users -= 1
             if self._users > 0:

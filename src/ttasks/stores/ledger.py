@@ -37,7 +37,7 @@ from ttasks.model.graph import TaskGraph
 from ttasks.model.interrupted import Interrupted, Owed
 from ttasks.model.task import Task
 from ttasks.public import public
-from ttasks.reentrance import hand_over, is_inside, refuse
+from ttasks.reentrance import HANDED_OVER_WAIT_S, hand_over, is_inside, refuse, wait_for_handed_over
 from ttasks.state import decide
 from ttasks.state.decide import Resolution
 from ttasks.state.graph import GraphState
@@ -212,6 +212,8 @@ class LedgerStore:
 
     def close(self) -> None:
         """Give up the ledger. Handles and results keep what they show; all else needs a store that is open."""
+        if self._log is not None and not is_inside():
+            wait_for_handed_over(HANDED_OVER_WAIT_S)  # they still need it
         log, self._log = self._log, None  # forgotten first: however its closing ends, it is closed once
         try:
             if log is not None:
@@ -258,11 +260,11 @@ class LedgerTasks(MutableMapping[str, Task]):
         self.save(task)
 
     def __delitem__(self, key: str | Task) -> None:
+        refuse("deleting a task")
         self._delete(key)
 
     def _delete(self, key: object) -> TaskState:
         """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
-        refuse("deleting a task")
         deleted = TaskDeleted(clock.whoami())
         while True:
             state = self._find(key)
@@ -398,11 +400,11 @@ class LedgerGraphs(MutableMapping[str, TaskGraph]):
         self.save(graph)
 
     def __delitem__(self, key: str | TaskGraph) -> None:
+        refuse("deleting a graph")
         self._delete(key)
 
     def _delete(self, key: object) -> GraphState:
         """Record that it is deleted; return what it then is. KeyError: there is none, nothing was written."""
-        refuse("deleting a graph")
         deleted = GraphDeleted(clock.whoami())
         while True:
             state = self._find(key)

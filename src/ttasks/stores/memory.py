@@ -13,7 +13,7 @@ from ttasks.log.redaction import read_redaction
 from ttasks.model.graph import GraphProposal, TaskGraph
 from ttasks.model.task import Task
 from ttasks.public import public
-from ttasks.reentrance import hand_over, is_inside, section
+from ttasks.reentrance import hand_over, is_inside, refuse, section
 from ttasks.stores.ledger import LedgerGraphs, LedgerStore, LedgerTasks, key_of
 
 
@@ -96,6 +96,7 @@ class InMemoryTaskCollection(LedgerTasks):
 
     def __delitem__(self, key: str | Task) -> None:
         task = self[key]
+        refuse("deleting a task")
         with section(), task._recording:
             state = self._delete(key)
             self._held.pop(task.id, None)
@@ -166,6 +167,7 @@ class InMemoryGraphCollection(LedgerGraphs):
 
     def __delitem__(self, key: str | TaskGraph) -> None:
         graph = self[key]
+        refuse("deleting a graph")
         with section(), graph._recording:
             state = self._delete(key)
             self._held.pop(graph.id, None)
