@@ -100,7 +100,8 @@ def wait_for_handed_over(seconds: float) -> None:
     """Wait until what was handed over is done, at most so many seconds."""
     deadline_s = clock.monotonic_s() + seconds
     for done in list(_HANDED_OVER):
-        done.acquire(timeout=max(deadline_s - clock.monotonic_s(), 0))
+        if done.acquire(timeout=max(deadline_s - clock.monotonic_s(), 0)):
+            done.release()  # another thread may wait for it as well
 
 
 os.register_at_fork(after_in_child=_HANDED_OVER.clear)

@@ -33,6 +33,7 @@ from ttasks.log import event_log, transaction
 from ttasks.log.chain import GENESIS, event_hash
 from ttasks.log.event_log import EventLog
 from ttasks.log.files import lock_path
+from ttasks.log.listener import Listener
 from ttasks.log.lock import WriterLock
 from ttasks.log.projection import TaskFold
 from ttasks.log.reading import Readers
@@ -479,6 +480,57 @@ def test_a_program_that_ends_without_closing_waits_a_moment_for_its_description(
     runner = Readers.open(here / "ledger.db").runner(2)
     assert runner is not None
     assert runner.git_root == str(here)
+
+
+def test_what_git_says_after_the_ledger_was_closed_does_not_open_it_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_say = threading.Event()
+
+    def late() -> Path:
+        assert may_say.wait(WAIT_S)
+        return path.parent
+
+    monkeypatch.setattr(event_log, "git_root", late)
+    monkeypatch.setattr(event_log, "DESCRIBE_WAIT_S", 0)
+    log = EventLog.open(path)
+    log.append(new_task())
+    describer = log._describer
+    assert describer is not None
+    log.close()
+
+    may_say.set()
+    describer.join(WAIT_S)
+
+    assert {each.name for each in path.parent.glob("ledger*")} == {path.name, lock_path(path).name}
+    assert [event.type for event in Readers.open(path).events()] == ["LedgerCreated", "RunnerStarted", "TaskCreated"]
+    with pytest.raises(LedgerUnwritableError, match="was closed; nothing was written"):
+        log.append(new_task("b"))
+
+
+def test_one_thread_listens_however_many_begin_to_watch_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    others: list[threading.Thread] = []
+    second, listener, log = threading.Event(), event_log.Listener, EventLog.open(path)
+
+    def slowly(*arguments: Any) -> Listener:
+        made.append(arguments)
+        if len(made) > 1:
+            second.set()
+        else:
+            others.append(threading.Thread(target=log.watch, args=("task-b", lambda: None)))
+            others[0].start()
+            second.wait(0.2)  # for one that is not to come
+        return listener(*arguments)
+
+    monkeypatch.setattr(event_log, "Listener", slowly)
+    log.watch("task-a", lambda: None)
+    others[0].join(WAIT_S)
+
+    assert len(made) == 1
+    log.close()
+    log.watch("task-c", lambda: None)
+    assert log._listener is None, "one that nobody would end"
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

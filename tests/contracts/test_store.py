@@ -34,6 +34,7 @@ from ttasks import (
     TaskType,
 )
 from ttasks.events.facts import GraphRevised, TaskDeleted, TaskRevised, TaskStarted
+from ttasks.log import files
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
@@ -812,6 +813,24 @@ def test_a_closed_store_answers_no_question(store: AnyStore, question: str) -> N
     with pytest.raises(LedgerError, match="is closed: nothing can be read from it any more"):
         CLOSED[question](store, task)
     assert repr(store)
+
+
+def test_a_store_keeps_its_connections_when_another_one_of_the_same_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_reader = [], files.open_reader
+
+    def counted(path: Path) -> Any:
+        opened.append(path)
+        return open_reader(path)
+
+    monkeypatch.setattr(files, "open_reader", counted)
+    with SQLiteStore(tmp_path / "ledger.db") as store:
+        with SQLiteStore(tmp_path / "ledger.db") as other:
+            assert len(other.tasks) == 0
+        for _ in range(3):
+            assert len(store.tasks) == 0
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("question", CLOSED)

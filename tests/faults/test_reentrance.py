@@ -134,6 +134,27 @@ def test_a_task_that_waits_is_cancelled_by_a_signal_handler_as_soon_as_the_appen
     assert store.tasks[waiting.id].is_cancelled
 
 
+@pytest.mark.parametrize("kind", ["task", "graph"])
+def test_a_task_is_cancelled_by_a_signal_handler_while_its_thread_deletes_another(
+    store: Stores, between: Between, on_sigterm: Callable[[Callable[[], object]], None], kind: str
+) -> None:
+    waiting, task, graph = Task.bash("true"), Task.bash("true"), TaskGraph()
+    store.tasks.save(waiting)
+    store.tasks.save(task)
+    store.graphs.save(graph)
+    on_sigterm(lambda: store.tasks.cancel(waiting.id))
+    between.call = send_sigterm
+
+    if kind == "task":
+        del store.tasks[task.id]
+    else:
+        del store.graphs[graph.id]
+    reentrance.wait_for_handed_over(WAIT_S)
+
+    assert store.tasks[waiting.id].is_cancelled
+    assert task.id not in store.tasks or graph.id not in store.graphs
+
+
 def test_a_run_is_cancelled_by_a_signal_handler_while_its_thread_records(
     store: Stores, between: Between, on_sigterm: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -181,6 +202,23 @@ def test_closing_a_store_waits_for_a_cancel_that_was_handed_over(tmp_path: Path,
 
     with SQLiteStore(path, read_only=True) as store:
         assert store.tasks[task.id].is_cancelled
+
+
+def test_several_can_wait_for_what_was_handed_over() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    reentrance.hand_over(lambda: (begun.set(), may_end.wait(WAIT_S)))
+    assert begun.wait(WAIT_S)
+    (done,) = reentrance._HANDED_OVER
+    waiting = [threading.Thread(target=reentrance.wait_for_handed_over, args=(WAIT_S,)) for _ in range(2)]
+    for each in waiting:
+        each.start()
+
+    may_end.set()
+    for each in waiting:
+        each.join(WAIT_S / 2)
+
+    assert not any(each.is_alive() for each in waiting)
+    assert not done.locked()
 
 
 def test_where_no_thread_is_to_be_had_a_cancel_is_refused(

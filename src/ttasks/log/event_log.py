@@ -159,6 +159,7 @@ class EventLog:
         self.durability = durability
         self.readers = Readers(path, self._shared)
         self._users = 0
+        self._is_closed = False
         self._begin_unshared()
         _LOGS.add(self)
 
@@ -313,6 +314,7 @@ class EventLog:
 
     def _close_file(self) -> None:
         with self._connection_lock:
+            self._is_closed = True
             if self._connection is None:
                 return
             try:
@@ -388,6 +390,13 @@ class EventLog:
         Threads that append at the same time share a commit. An exception that comes from outside while this waits
         (Ctrl-C) leaves it open whether the facts were written: load to see.
         """
+        with section():  # a cancel that comes in between is handed over, whoever appends
+            outcome = self._append(batches)
+        if self._watchers:
+            self._tell(batches)
+        return outcome
+
+    def _append(self, batches: Sequence[Batch]) -> list[Appended]:
         self._refuse_reentrance("an append")
         request = _Request([Encoded.of(batch, self._digest_key, self.redaction) for batch in batches])
         is_tidy = False
@@ -411,8 +420,6 @@ class EventLog:
         assert outcome is not None
         if isinstance(outcome, Exception):
             raise outcome
-        if self._watchers:
-            self._tell(batches)
         return outcome
 
     def replace_rows(self, tables: Sequence[str], refill: Callable[[sqlite3.Connection], int]) -> int:
@@ -491,6 +498,8 @@ class EventLog:
 
     def _writer(self) -> Transaction:
         """Return what writes into the ledger, for a caller who holds both locks."""
+        if self._is_closed:  # an append that was under way, or what git says comes too late
+            raise LedgerUnwritableError(f"the ledger {self._file} was closed; nothing was written. Open it again")
         if self._connection is None:
             self._connect()
         elif not self._is_in_place():
@@ -529,9 +538,11 @@ class EventLog:
     def watch(self, stream: str, heard: Callable[[], None]) -> None:
         """Call `heard`, on any thread and perhaps more than once, when somebody asks for the cancel of `stream`."""
         self._watchers[stream] = heard
-        if self._listener is None and self.path is not None:
-            # Where the system has no thread to give, the work goes on. A cancel by another process is met at its end.
-            with contextlib.suppress(RuntimeError):
+        if self._listener is not None or self.path is None:
+            return
+        # Where the system has no thread to give, the work goes on. A cancel by another process is met at its end.
+        with section(), self._mutex, contextlib.suppress(RuntimeError):
+            if self._listener is None and self._users > 0:
                 self._listener = Listener(self.readers, self._watchers)
 
     def unwatch(self, stream: str) -> None:

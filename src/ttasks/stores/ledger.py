@@ -224,6 +224,7 @@ class LedgerStore:
         finally:
             if self._log is None:
                 self._closed.set()
+            if log is None:  # else they are the log's, which other stores may use
                 self._reading.close()
 
     def __enter__(self) -> Self:
