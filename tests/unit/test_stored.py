@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,3 +61,36 @@ def test_what_the_ledger_lacks_is_said(attempt: StoredAttempt, kind: type[Stored
     assert str(text).endswith("`ttasks verify` says more)")
     with pytest.raises(NotImplementedError):
         StoredText(attempt, 1).parts()
+
+
+def swap_for_a_file(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_text("", "utf-8")
+
+
+INSTEAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: None, "is gone; put it back"),
+    "no folder": (lambda path: path.parent.rmdir(), "is gone; put it back"),
+    "a file in place of the folder": (swap_for_a_file, "is gone; put it back"),
+    "a folder": (lambda path: path.mkdir(), "is no regular file"),
+    "a pipe": (os.mkfifo, "is no regular file"),
+    "a link to itself": (lambda path: path.symlink_to(path), "can't be read: Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", INSTEAD)
+def test_whatever_is_in_place_of_the_ledger_is_said(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "of it" / "ledger.db"
+    with SQLiteStore(path) as store:
+        task = Task.bash("seq 20000")
+        printed = TaskExecutor(store).execute(task).raw.stdout
+    assert len(printed) == 108_894
+    for each in path.parent.iterdir():
+        each.unlink()
+
+    put, said = INSTEAD[what]
+    put(path)
+
+    with pytest.raises(LedgerError, match=rf"only in its ledger: .*ledger\.db {said}"):
+        task.result.raw.stdout  # noqa: B018

@@ -201,7 +201,12 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: Path) -> Fingerprint:
-        """Return the fingerprint of the ledger at `path` as it is now."""
+        """Return the fingerprint of the ledger at `path` as it is now.
+
+        Raises:
+            NotALedgerError: the file, or its WAL, is no regular file: opening it could wait for ever.
+            LedgerUnwritableError: it can't be looked at.
+        """
         # In this order: whoever opens it makes the -shm before writing anything.
         file, wal = _stamp(path), _stamp(path.with_name(path.name + "-wal"))
         return cls(file, wal, path.with_name(path.name + "-shm").exists())
@@ -210,8 +215,12 @@ class Fingerprint:
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise LedgerUnwritableError(f"{path} can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise NotALedgerError(f"{path} is no regular file; it was left untouched")
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -59,7 +59,8 @@ class StoredAttempt:
                 if isinstance(event.fact, TaskOutput | TaskSucceeded) and event.fact.attempt == self._attempt:
                     yield event.fact
         except LedgerError as error:
-            is_gone = path is not None and not path.exists()
+            is_hidden = isinstance(error.__cause__, OSError)  # it may well be there
+            is_gone = path is not None and not is_hidden and not path.exists()
             raise self.lost(f"{path} is gone; put it back" if is_gone else str(error)) from error
 
     def lost(self, why: str) -> LedgerError:
