@@ -477,6 +477,21 @@ def test_a_dead_task_is_cancelled_by_whoever_asks(path: Path, open_resumer: Call
     assert task.result.status == "cancelled"
 
 
+def test_a_subscriber_may_record_what_it_hears_of_the_cancel_of_a_dead_task(
+    path: Path, tmp_path: Path, open_resumer: Callable[[], Resumer]
+) -> None:
+    dies(path, "executor.execute(Task.bash('die'))")
+    resumer = open_resumer()
+    (task,) = resumer.store.tasks.values()
+    with SQLiteStore(tmp_path / "mirror.db") as mirror:
+        subscribe = resumer.executor.events.subscribe
+        subscribe(lambda event: mirror.tasks.save(event.task))
+        subscribe(lambda event: resumer.store.tasks.save(Task.bash("true", title=str(event.type))))
+        resumer.executor.cancel(task)
+        assert mirror.tasks[task.id].is_cancelled
+    assert {each.title for each in resumer.store.tasks.values()} == {"", "interrupted", "cancelled"}
+
+
 # --- on_interrupted ------------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ _ENDED: Final = {
     TaskStatus.CANCELLED: TaskEventType.CANCELLED,
     TaskStatus.INTERRUPTED: TaskEventType.INTERRUPTED,
 }
+_End = tuple[Task, TaskStatus, AttemptEnd, RecordedEvent | None]
+"""The end of an attempt, to be published: the task, its status before, the end and its event."""
 
 
 _AFRESH: Final = Resumption()
@@ -123,18 +125,28 @@ class Executions:
             SurvivorError: something of an attempt can't be ended. Nothing was recorded.
             StreamConflictError, TransitionError, LedgerUnwritableError: as `record`. Nothing was recorded.
         """
+        ends, recorded = self._end_left(found, *more)
+        self._publish_ends(ends)
+        return recorded
+
+    def _end_left(self, found: Sequence[Found], *more: Entry) -> tuple[list[_End], list[list[RecordedEvent]]]:
+        """Do what `_recover` does, but return what is to be published instead of doing it, and the events of `more`."""
         log = self._journal.log
         facts = Recovery(log.readers).end(found) if log is not None and found else {}
         before = {one.task.id: one.task.status for one in found}
         recorded = self._journal.record([*(Entry(one.task, facts[one.task.id]) for one in found), *more])
+        ends: list[_End] = []
         for one, events in zip(found, recorded, strict=False):
             status = before[one.task.id]
             for event in events:
                 if isinstance(event.fact, AttemptEnd):
-                    after = next_status(status, type(event.fact))
-                    self._publish(one.task, _ENDED[after], status, event.fact, event)
-                    status = after
-        return recorded[len(found) :]
+                    ends.append((one.task, status, event.fact, event))
+                    status = next_status(status, type(event.fact))
+        return ends, recorded[len(found) :]
+
+    def _publish_ends(self, ends: Sequence[_End]) -> None:
+        for task, before, fact, event in ends:
+            self._publish(task, _ENDED[next_status(before, type(fact))], before, fact, event)
 
     def _fail_unhandled(self, attempt: Attempt) -> None:
         task, before = attempt.task, attempt.task.status
@@ -431,17 +443,16 @@ class Executions:
         attempt.ask_cancel()
         return True
 
-    def _cancel_left(self, task: Task) -> bool:
-        """Cancel a task whose runner is gone; return False where somebody runs it."""
+    def _cancel_left(self, task: Task) -> list[_End] | None:
+        """Cancel a task whose runner is gone; return what is to be published of that, None where somebody runs it."""
         log = self._journal.log
         if log is None:
-            return False
+            return None
         try:
             found = Recovery(log.readers).find(task)
         except AlreadyRunningError:
-            return False
-        self._recover([found])
-        return True
+            return None
+        return self._end_left([found])[0]
 
     def _record_cancel(self, task: Task) -> tuple[TaskCancelled, Sequence[RecordedEvent]]:
         """Record that a task is cancelled that nobody runs; return the fact, and the events."""

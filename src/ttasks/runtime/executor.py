@@ -16,7 +16,6 @@ from ttasks.handlers.copilot.default import copilot_agent_handler, copilot_promp
 from ttasks.handlers.kept import check_output_bytes
 from ttasks.handlers.shell import bash_handler, powershell_handler
 from ttasks.model.callbacks import check_runs_when_called
-from ttasks.model.event import TaskEventType
 from ttasks.model.graph import TaskGraph
 from ttasks.model.result import TaskResult
 from ttasks.model.retry import RetryPolicy, qualified_name
@@ -195,15 +194,17 @@ class TaskExecutor(Executions):
             if before.is_sink or (has_ended and not task.is_running and not task._view.is_owned):
                 return
             if task._request_cancel():  # it runs, by this handle or another, here or in another process
-                if self._cancel_left(task):
+                ends = self._cancel_left(task)
+                if ends is None:
+                    self._journal.record([Entry(task)])
+                    live = self._live.get(task.id)
+                    if live is not None and live.task is task:
+                        live.ask_cancel()
                     return
-                self._journal.record([Entry(task)])
-                live = self._live.get(task.id)
-                if live is not None and live.task is task:
-                    live.ask_cancel()
-                return
-            fact, events = self._record_cancel(task)
-        self._publish(task, TaskEventType.CANCELLED, before, fact, last(events))
+            else:
+                fact, events = self._record_cancel(task)
+                ends = [(task, before, fact, last(events))]
+        self._publish_ends(ends)  # subscribers may record, which is refused inside
 
     def mark_blocked(self, task: Task, parent_id: str) -> None:
         """Record that `task` can't run because `parent_id`, a direct dependency, is bad, and publish BLOCKED.
