@@ -506,6 +506,8 @@ def test_what_git_says_after_the_ledger_was_closed_does_not_open_it_again(
     assert [event.type for event in Readers.open(path).events()] == ["LedgerCreated", "RunnerStarted", "TaskCreated"]
     with pytest.raises(LedgerUnwritableError, match="was closed; nothing was written"):
         log.append(new_task("b"))
+    assert log._lock is not None
+    assert log._lock.descriptor is None
 
 
 def test_one_thread_listens_however_many_begin_to_watch_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1478,6 +1480,25 @@ def run_forking(folder: Path, *lines: str) -> str:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
+
+
+def test_any_thread_of_a_child_reads_texts_of_a_ledger_in_memory_that_was_closed(outside_git: Path) -> None:
+    said = run_forking(
+        outside_git,
+        "import threading",
+        "log = EventLog.open(None)",
+        "log.append(new('a'))",
+        "readers = log.text_readers",
+        "log.close()",
+        "child = os.fork()",
+        "if not child:",
+        "    read = threading.Thread(target=lambda: print(len(list(readers.events())), flush=True), daemon=True)",
+        "    read.start()",
+        "    read.join(20)",
+        "    os._exit(read.is_alive())",
+        "print('ended with', wait_for(child))",
+    )
+    assert said == "3\nended with 0\n"
 
 
 @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])

@@ -35,6 +35,7 @@ from ttasks import (
 )
 from ttasks.events.facts import GraphRevised, TaskDeleted, TaskRevised, TaskStarted
 from ttasks.log import files
+from ttasks.log.event_log import EventLog
 from ttasks.log.liveness import let_go, take_in_hand
 from ttasks.log.transaction import Batch
 from ttasks.log.verify import verify
@@ -831,6 +832,22 @@ def test_a_store_keeps_its_connections_when_another_one_of_the_same_file_is_clos
         for _ in range(3):
             assert len(store.tasks) == 0
     assert len(opened) == 1
+
+
+def test_what_is_saved_while_a_store_is_closing_is_refused_because_it_is_closed(
+    store: AnyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, closing = EventLog.close, []
+
+    def saving_meanwhile(log: EventLog) -> None:
+        with pytest.raises(LedgerUnwritableError, match="is closed; nothing was written"):
+            store.tasks.save(Task.bash("true"))
+        closing.append(log)
+        close(log)
+
+    monkeypatch.setattr(EventLog, "close", saving_meanwhile)
+    store.close()
+    assert len(closing) == 1
 
 
 @pytest.mark.parametrize("question", CLOSED)

@@ -480,6 +480,9 @@ class EventLog:
         registers: str | None = None
         try:
             with self._connection_lock:
+                if self._is_closed:  # an append that was under way, or what git says, comes too late
+                    text = f"the ledger {self.path or files.MEMORY} was closed; nothing was written. Open it again"
+                    raise LedgerUnwritableError(text)
                 try:
                     self._turn.take()
                     writer = self._writer()
@@ -498,8 +501,6 @@ class EventLog:
 
     def _writer(self) -> Transaction:
         """Return what writes into the ledger, for a caller who holds both locks."""
-        if self._is_closed:  # an append that was under way, or what git says comes too late
-            raise LedgerUnwritableError(f"the ledger {self._file} was closed; nothing was written. Open it again")
         if self._connection is None:
             self._connect()
         elif not self._is_in_place():
@@ -615,7 +616,10 @@ def _after_fork_in_child() -> None:
     global _OPEN_LOCK
     _OPEN_LOCK = threading.RLock()
     for log, is_held in _HELD.logs:
+        lock = log._connection_lock
         log._after_fork(was_quiet=is_held)
+        if is_held:  # texts of a closed ledger in memory are still read under it
+            lock.release()
 
 
 def _at_exit() -> None:

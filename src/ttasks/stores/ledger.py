@@ -73,6 +73,7 @@ class LedgerStore:
         self._log = log
         self._past_of = past_of
         self._closed = threading.Event()
+        self._is_read_only = log is None
 
     @property
     def _readers(self) -> Readers | Past:
@@ -189,7 +190,7 @@ class LedgerStore:
 
     def _writable(self) -> EventLog:
         if self._log is None:
-            what = "closed" if self._closed.is_set() else "read-only"
+            what = "closed" if self._closed.is_set() or not self._is_read_only else "read-only"
             raise LedgerUnwritableError(f"{self!r} is {what}; nothing was written")
         return self._log
 
