@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ttasks.errors import LedgerUnwritableError
+from ttasks.log import place
 from ttasks.log.inherited import environment
 from ttasks.log.reading import UNREADABLE
 from ttasks.log.redaction import Redaction
@@ -37,7 +38,6 @@ NOTES_MAX: Final = 50
 """How many notes are kept beside a ledger: the oldest go first, such as those of failed runs that nobody retries."""
 BYTES_MAX: Final = 4 * 1024 * 1024
 """More than Linux lets a process have in its environment."""
-_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SET: Final = ""
 """What stands for the value of a secret variable."""
 
@@ -72,9 +72,8 @@ def keep_environment(ledger: Path, graph_id: str, redaction: Redaction | None) -
     # No run fails for it, where a disk is full or a folder can't be written; nor does one wait for it to be synced.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-            os.fchmod(descriptor, 0o600)  # whatever the umask is
+        descriptor = place.open_beside(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         _drop_oldest(path, note_path(ledger, ""))
 
@@ -125,7 +124,7 @@ def _variables(key: bytes, redaction: Redaction | None) -> dict[str, str]:
 
 def _read(path: Path) -> tuple[bytes, Mapping[str, str]] | None:
     """Return the key and the variables in a note; None where there is none that ttasks would have written."""
-    with contextlib.suppress(OSError, *UNREADABLE):
+    with contextlib.suppress(LedgerUnwritableError, OSError, *UNREADABLE):
         note = json.loads(_content(path))
         variables = note["variables"]
         if isinstance(variables, dict) and all(isinstance(value, str) for value in variables.values()):
@@ -134,10 +133,7 @@ def _read(path: Path) -> tuple[bytes, Mapping[str, str]] | None:
 
 
 def _content(path: Path) -> str:
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    with open(descriptor, "rb") as file:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{path} is no regular file")
+    with os.fdopen(place.open_beside(path, os.O_RDONLY), "rb") as file:
         return file.read(BYTES_MAX).decode("utf-8", "surrogateescape")
 
 
