@@ -19,9 +19,9 @@ from click.testing import CliRunner
 import newer as newer_ttasks
 from ledgers import contents
 from strategies import created
-from ttasks import LedgerUnwritableError, SQLiteStore, Task, TaskExecutor
+from ttasks import DamagedLedgerError, LedgerUnwritableError, SQLiteStore, Task, TaskExecutor
 from ttasks.cli.app import command
-from ttasks.log import migrate
+from ttasks.log import files, migrate
 from ttasks.log.event_log import EventLog
 from ttasks.log.liveness import RunnerLock
 from ttasks.log.projection import TABLES
@@ -353,6 +353,46 @@ def test_on_a_full_disk_an_older_ledger_stays_as_it_is_and_the_command_says_why(
     assert done.stderr.endswith("; nothing was written\n") and done.stderr.count("\n") == 1
     assert everything_in(old.parent)["ledger.db"] == before["ledger.db"]
     assert ttasks(old, "rebuild")[0] == 0
+
+
+def test_a_full_disk_is_said_also_of_a_ledger_that_is_ahead_of_its_header(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    monkeypatch.setattr(files, "upgrade", full)
+
+    with pytest.raises(LedgerUnwritableError, match="disk is full; nothing was written"):
+        SQLiteStore(old)
+
+
+@pytest.mark.parametrize("how", ["DELETE FROM _sqlite_migrations", "DROP TABLE _sqlite_migrations"])
+def test_an_older_ledger_that_does_not_say_what_was_applied_is_refused_and_why(old: Path, how: str) -> None:
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute(how)
+    before = contents_of_events(old)
+
+    with pytest.raises(DamagedLedgerError, match=r"the table _sqlite_migrations .*; nothing was written\. `ttasks ver"):
+        SQLiteStore(old)
+
+    assert contents_of_events(old) == before
+
+
+@pytest.mark.parametrize("stated", OLD)
+def test_a_ledger_that_is_ahead_of_what_its_header_says_is_migrated(old: Path, stated: int) -> None:
+    stated = min(stated, version_of(old))
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA user_version = {stated}")
+
+    SQLiteStore(old).close()
+
+    assert version_of(old) == migrate.SCHEMA_VERSION
+    assert verify(Readers.open(old)).problems == []
 
 
 def test_two_that_open_an_older_ledger_at_once_migrate_it_once(old: Path) -> None:

@@ -138,16 +138,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _version_in_wal(path: Path) -> int:
     """Return the schema version that a migration left in the WAL: it was killed, or has the ledger open."""
-    now = Fingerprint.of(path)
-    if now.wal is None or now.wal[1] == 0:
-        return 0
-    address, *first = _beside_wal(path, now)
     try:
+        now = Fingerprint.of(path)
+        if now.wal is None or now.wal[1] == 0:
+            return 0
+        address, *first = _beside_wal(path, now)
         check_place(path, for_writing=False)
         opened = _connect(address, timeout=1) if now.has_shm else _connect_lockless(path, address, timeout=1)
         with contextlib.closing(opened) as connection:
             return read_version(connection, first)
-    except (LedgerUnwritableError, *SQLITE_ERRORS):  # whoever opens it to read or write meets that again, and says so
+    except (LedgerError, *SQLITE_ERRORS):  # whoever opens it to read or write meets that again, and says so
         return 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from ttasks.errors import LedgerUnwritableError
-from ttasks.log import files, migrate
+from ttasks.errors import DamagedLedgerError, LedgerUnwritableError
+from ttasks.log import files, migrate, schema
 from ttasks.log.liveness import living_runners
 
 
@@ -16,6 +16,7 @@ def bring_up_to_date(connection: sqlite3.Connection, path: Path, version: int) -
     Raises:
         LedgerUnwritableError: a process of an older ttasks works with it: what that runs could not be recorded any
             more. Nothing was written.
+        DamagedLedgerError: it does not say which migrations were applied. Nothing was written.
         sqlite3.Error: the disk refused. Nothing was written.
     """
     living = living_runners(path)
@@ -26,7 +27,14 @@ def bring_up_to_date(connection: sqlite3.Connection, path: Path, version: int) -
             f"migrate it to schema_version {migrate.SCHEMA_VERSION}, and what that runs could not be recorded any "
             "more. Nothing was written: try again when that process has ended, or use its ttasks"
         )
-    files.upgrade(connection)
+    try:
+        files.upgrade(connection)
+    except sqlite3.OperationalError as error:
+        notes = [each for each in schema.differences(connection, version) if each.kind == "notes"]
+        if not notes or not files.is_damage(error):
+            raise
+        text = f"{path}: {notes[0].text}; nothing was written. `ttasks verify` says more"
+        raise DamagedLedgerError(text) from error
 
 
 def _name(connection: sqlite3.Connection, runner_id: str) -> str:

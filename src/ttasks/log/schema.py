@@ -82,10 +82,11 @@ def refuse_to_write(connection: sqlite3.Connection) -> None:
     stated = _version(connection)
     if digest(connection) == AS_MADE.get(stated):
         return
+    harm = _first_harm(connection, stated)
     # A ledger may be ahead of what its header says, where a copy or a tool set that back: migrating it is harmless.
-    first, *rest = (_first_harm(connection, version) for version in (stated, migrate.SCHEMA_VERSION))
-    if first is not None and None not in rest:
-        raise DamagedLedgerError(f"{_file(connection)}: {first.text}; nothing was written. `ttasks verify` says more")
+    ahead = range(stated + 1, migrate.SCHEMA_VERSION + 1)
+    if harm is not None and all(_first_harm(connection, version) for version in ahead):
+        raise DamagedLedgerError(f"{_file(connection)}: {harm.text}; nothing was written. `ttasks verify` says more")
 
 
 def _first_harm(connection: sqlite3.Connection, version: int) -> Difference | None:
