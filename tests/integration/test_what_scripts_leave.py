@@ -285,6 +285,13 @@ def test_what_a_failed_task_started_is_ended_though_it_does_not_wait_for_output(
     assert is_gone()
 
 
+def test_what_a_failed_task_started_is_ended_by_its_group_though_it_lost_the_mark() -> None:
+    script = f"env -i /bin/bash -c '{DAEMON}' & while [ ! -e daemon.pid ]; do sleep 0.01; done; exit 3"
+    with pytest.raises(TaskExecutionError):
+        TaskExecutor().execute(Task.bash(script, wait_for_output=False))
+    assert is_gone()
+
+
 def test_a_time_out_ends_what_a_task_started_that_does_not_wait_for_output() -> None:
     with pytest.raises(TaskTimeoutError):
         TaskExecutor().execute(Task.bash(f"setsid bash -c '{DAEMON}' & sleep 1000", timeout=2, wait_for_output=False))

@@ -61,6 +61,7 @@ class ChildProcess:
         self._waits_for_output = context.wait_for_output
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
+        self._leader: Leader | None = None
         self._failure: Exception | None = None
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
@@ -139,26 +140,24 @@ class ChildProcess:
             self._is_ending = True
         try:
             if self._popen is not None:
-                self._end_all(self._popen)
+                self._end_all()
                 self._is_gone = True
                 self._over.wait(KILL_WAIT_S)  # what it printed last is still to be read
         finally:
             self._ended.set()
 
-    def _end_all(self, popen: subprocess.Popen[bytes]) -> None:
+    def _end_all(self) -> None:
         own = innermost(self._marks[MARK])
         try:
-            ended = end_survivors({own: self._attempt(popen)}, is_hurried=self._must_hurry).get(own)
+            ended = end_survivors({own: self._attempt()}, is_hurried=self._must_hurry).get(own)
         except SurvivorError as left:
             self._survivors = left
             return
         if ended is not None and ended.strays:
             self._port.reaped(sorted(ended.strays), ended.signal)
 
-    def _attempt(self, popen: subprocess.Popen[bytes]) -> Dead:
-        # Until it is reaped nobody else can have its pid.
-        leader = Leader(popen.pid, process_start(popen.pid)) if popen.returncode is None else None
-        return Dead(innermost(self._marks[RUNNER]), leader, self._grace_s)
+    def _attempt(self) -> Dead:
+        return Dead(innermost(self._marks[RUNNER]), self._leader, self._grace_s)
 
     def _must_hurry(self) -> bool:
         return self._is_hurried or self._port.is_hurried
@@ -194,6 +193,8 @@ class ChildProcess:
                 if isinstance(error.filename, bytes):
                     error.filename = error.filename.decode("utf-8", "surrogateescape")
                 raise
+            # Now: once it is reaped, by whomever, its start is not known any more, and another may have its pid.
+            self._leader = Leader(self._popen.pid, process_start(self._popen.pid))
         self._port.spawned(self._popen.pid)
         return True
 
@@ -248,9 +249,8 @@ class ChildProcess:
         """Say what is waited for though the script has exited."""
         pids = holders(pipes)
         if pids is None:  # what they have open can't be seen here
-            assert self._popen is not None
             own = innermost(self._marks[MARK])
-            pids = sorted(each.process.pid for each in find({own: self._attempt(self._popen)}).get(own, ()))
+            pids = sorted(each.process.pid for each in find({own: self._attempt()}).get(own, ()))
         named = [f"{pid} ({name_of(pid) or 'ended'})" for pid in pids[:NAMED_MAX]]
         if not named:
             return "waiting: the script has exited, but something that it started still holds its output"
