@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from ttasks import clock
 from ttasks.clock import monotonic_s
-from ttasks.errors import SurvivorError, TaskCancelled, TaskTimeoutError
+from ttasks.errors import SurvivorError, TaskCancelled, TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.completed import completed_process
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 from ttasks.handlers.environment import encoded, script_environment
@@ -33,6 +33,10 @@ LOOK_UP_SOON_S: Final = 0.02
 """The same, where the end of the script is all that is waited for."""
 WAITING_S: Final = 1.0
 """How long the output of a script that has exited may be held open before that is said."""
+CODE_LOST: Final = (
+    "it has ended, but its exit code is lost, so whether it succeeded is unknown: this process ignores SIGCHLD, or some"
+    " of it waits for any child. Call signal.signal(SIGCHLD, SIG_DFL) before, and wait only for children of your own"
+)
 NAMED_MAX: Final = 3
 """How many processes that hold it open are named."""
 
@@ -80,6 +84,7 @@ class ChildProcess:
 
         Raises:
             OSError, ValueError: it could not be started.
+            TaskExecutionError: its exit code is lost.
             TaskTimeoutError: that took longer than `timeout_s`; all of it was ended.
             TaskCancelled: it was cancelled or stopped meanwhile; all of it was ended.
         """
@@ -211,7 +216,21 @@ class ChildProcess:
                 if not self._is_gone:
                     drop(os.dup(key.fd))
         self._port.finished_printing()
-        self._popen.wait()
+        self._reap(self._popen)
+
+    def _reap(self, popen: subprocess.Popen[bytes]) -> None:
+        """Take the exit code.
+
+        Raises:
+            TaskExecutionError: it is lost, which `subprocess` has as 0, a success.
+        """
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            try:
+                os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError as lost:
+                popen.wait()
+                raise TaskExecutionError(CODE_LOST) from lost
+        popen.wait()
 
     def _read_while_open(self, selector: selectors.BaseSelector) -> None:
         """Read until nobody holds a pipe open, or what does is not waited for."""
