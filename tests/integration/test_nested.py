@@ -116,6 +116,25 @@ def test_a_cancel_of_the_outer_run_lets_the_inner_one_clean_up(ttasks: Command, 
     assert inner_run(ttasks, inner_ledger) is RunStatus.CANCELLED
 
 
+def test_a_cancel_of_the_outer_run_cancels_a_task_that_a_resume_inside_runs_by_itself(ttasks: Command) -> None:
+    program = ttasks.start_process([sys.executable, "-c", PROGRAM, "inner.db"])
+    work_of(ttasks)
+    program.kill()
+    (ttasks.folder / "work.pid").unlink()
+    script = shlex.join([*TTASKS, "resume", "--ledger", "inner.db"])
+    ttasks.write("outer.yaml", json.dumps({"tasks": {"outer": {"bash": script, "grace": 30}}}))
+    outer = ttasks.start("run", "outer.yaml", "--ledger", "outer.db")
+    work = work_of(ttasks)
+    with SQLiteStore(ttasks.folder / "outer.db") as store:
+        (graph,) = store.graphs.values()
+        store.graphs.cancel(graph.id)
+    outer.end()
+    assert has_ended(work)
+    with SQLiteStore(ttasks.folder / "inner.db", read_only=True) as store:
+        (task,) = store.tasks.values()
+        assert task.status is TaskStatus.CANCELLED
+
+
 def test_a_termination_of_the_outer_command_interrupts_both_runs(ttasks: Command) -> None:
     write(ttasks, inner_ledger="inner.db", grace=30, deaf=False)
     outer = ttasks.start("run", "outer.yaml", "--ledger", "outer.db")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import ItemsView, Iterator
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,20 @@ def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("ttasks.handlers.shell._shell", lambda: "/nowhere/bash")
     with pytest.raises(TaskExecutionError, match="'/nowhere/bash'"):
         run("true")
+
+
+def test_a_variable_that_another_thread_removes_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changing(dict[bytes, bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([*super().__iter__(), b"REMOVED"])
+
+        def items(self) -> ItemsView[bytes, bytes]:  # as os.environb has it
+            return ItemsView(self)
+
+    monkeypatch.setattr(os, "environb", Changing(os.environb))
+    assert run("echo ran").output == "ran\n"
+
+
+def test_a_folder_with_a_nul_character_is_named() -> None:
+    with pytest.raises(TaskExecutionError, match=r"the folder '/tmp\\x00' \(cwd\) holds a NUL"):
+        run("true", cwd="/tmp\0")

@@ -148,6 +148,17 @@ def test_only_a_runner_inside_gets_a_second_sigterm(scripts: Any) -> None:
     assert told == [["TERM"], ["TERM", "TERM"]]
 
 
+def test_a_second_sigterm_does_not_reach_what_is_in_the_group_of_a_runner_inside(scripts: Any) -> None:
+    nested = f"{OF_ATTEMPT}/inner:1"
+    script = scripts(
+        f"{MARK}={nested} setsid sleep 1000 < /dev/null > /dev/null 2>&1 & nested=$!; trap 'echo runner' TERM; "
+        "(trap 'echo other' TERM; echo $nested; while :; do sleep 0.05; done) & while :; do sleep 0.05; done"
+    )
+    until(lambda: variables(int(script.said), MARK, RUNNER)[0] == nested)
+    end_survivors({OF_ATTEMPT: Dead("r", script.leader, grace_s=1.5)})
+    assert sorted(script.process.stdout.read().split()) == ["other", "runner", "runner"]
+
+
 def test_each_of_several_attempts_has_its_own_grace(scripts: Any) -> None:
     deaf = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
     scripts(deaf)
@@ -224,6 +235,25 @@ def test_who_resumes_from_inside_the_attempt_does_not_end_itself() -> None:
         text=True,
     )
     assert done.stdout == "{}\nwent on\n", done.stderr
+
+
+def test_who_resumes_from_inside_the_attempt_without_its_mark_does_not_end_its_parents() -> None:
+    code = (
+        "import sys; from ttasks.log.runner import process_start; from ttasks.log.survivors import *; "
+        "pid = int(sys.argv[1]); "
+        f"print(end_survivors({{{OF_ATTEMPT!r}: Dead('r', Leader(pid, process_start(pid)))}})[{OF_ATTEMPT!r}].pids)"
+    )
+    # As by sudo, which gives a command another environment and session.
+    script = 'sleep 1000 & echo $!; env -i setsid -w "$@" $$; echo went on'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", sys.executable, "-c", code],
+        env={**os.environ, MARK: OF_ATTEMPT},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pid, *said = done.stdout.splitlines()
+    assert said == [f"{{{pid}}}", "went on"]
 
 
 def test_what_can_not_be_ended_is_named(scripts: Any, monkeypatch: Any) -> None:

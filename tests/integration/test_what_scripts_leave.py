@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from commands import TTASKS
 from processes import PATIENCE_S, in_thread, until
 from ttasks import (
     SQLiteStore,
@@ -285,6 +286,13 @@ def test_what_a_failed_task_started_is_ended_though_it_does_not_wait_for_output(
     assert is_gone()
 
 
+def test_what_a_failed_task_started_is_ended_by_its_group_though_it_lost_the_mark() -> None:
+    script = f"env -i /bin/bash -c '{DAEMON}' & while [ ! -e daemon.pid ]; do sleep 0.01; done; exit 3"
+    with pytest.raises(TaskExecutionError):
+        TaskExecutor().execute(Task.bash(script, wait_for_output=False))
+    assert is_gone()
+
+
 def test_a_time_out_ends_what_a_task_started_that_does_not_wait_for_output() -> None:
     with pytest.raises(TaskTimeoutError):
         TaskExecutor().execute(Task.bash(f"setsid bash -c '{DAEMON}' & sleep 1000", timeout=2, wait_for_output=False))
@@ -326,3 +334,24 @@ def test_without_proc_what_left_the_group_is_found_all_the_same(monkeypatch: pyt
     with pytest.raises(TaskTimeoutError):
         TaskExecutor().execute(Task.bash(LEAVING["its session"], timeout=2))
     assert is_gone()
+
+
+# --- exit codes that the system does not keep ------------------------------------------------------------------------
+
+
+def test_a_script_whose_exit_code_is_lost_has_not_succeeded() -> None:
+    code = (
+        "import signal; from ttasks import *; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "try: TaskExecutor().execute(task := Task.bash('exit 3'))\n"
+        "except TaskExecutionError: print(task.status, task.error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("failed it has ended, but its exit code is lost"), done.stderr
+
+
+def test_the_command_knows_exit_codes_though_its_caller_ignores_sigchld(outside_git: Path) -> None:
+    (outside_git / "work.yaml").write_text("tasks:\n  one: {bash: exit 3}\n", "utf-8")
+    program = [sys.executable, "-c", "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+               "os.execv(sys.argv[1], sys.argv[1:])"]  # fmt: skip
+    done = subprocess.run([*program, *TTASKS, "run", "work.yaml"], capture_output=True, text=True, cwd=outside_git)
+    assert done.returncode == 1 and "exited with code 3" in done.stdout, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ttasks import EnvironmentChange, InMemoryStore, SQLiteStore, Task, TaskExecutor, TaskGraph
+from ttasks.clock import new_id
 from ttasks.log.environment import (
     NOTES_MAX,
     SESSION,
@@ -176,12 +177,26 @@ def test_where_it_can_not_be_written_there_is_none(tmp_path: Path) -> None:
 
 
 def test_the_oldest_notes_go_first(ledger: Path) -> None:
-    for number in range(NOTES_MAX + 3):
-        keep_environment(ledger, str(number), None)
-        os.utime(note_path(ledger, str(number)), (number, number))
-    keep_environment(ledger, "last", None)
-    left = {path.name.rpartition("-")[2] for path in ledger.parent.iterdir()}
-    assert left == {*map(str, range(4, NOTES_MAX + 3)), "last"}
+    graphs = [new_id() for _ in range(NOTES_MAX + 4)]
+    for age, graph in enumerate(graphs):
+        keep_environment(ledger, graph, None)
+        os.utime(note_path(ledger, graph), (age, age))
+    keep_environment(ledger, graphs[-1], None)
+    left = {path for path in ledger.parent.iterdir() if path != ledger}
+    assert left == {note_path(ledger, graph) for graph in graphs[4:]}
+
+
+def test_only_notes_make_room_for_notes(ledger: Path) -> None:
+    another, folder = note_path(ledger, "production.db"), note_path(ledger, new_id())
+    another.write_bytes(b"of another ledger")
+    folder.mkdir()
+    os.utime(another, (1, 1))
+    os.utime(folder, (1, 1))
+    for _ in range(NOTES_MAX + 3):
+        keep_environment(ledger, new_id(), None)
+    left = {path for path in ledger.parent.iterdir() if path != ledger}
+    assert {another, folder} < left
+    assert len(left) == NOTES_MAX + 2
 
 
 # --- of runs ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from processes import until
 from ttasks.log import processes
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
@@ -59,6 +60,21 @@ def test_a_zombie_is_over(proc: bool, child: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     (found,) = (each for each in processes.every_process() if each.pid == child.pid)
     assert found.is_over and not found.is_alive()
+
+
+@needs_proc
+def test_a_process_whose_main_thread_alone_has_ended_is_not_over() -> None:
+    code = (
+        "import ctypes, os, threading; threading.Thread(target=os.read, args=(0, 1)).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        try:
+            until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+            (found,) = (each for each in processes.every_process() if each.pid == process.pid)
+            assert found.is_alive() and not found.is_over
+        finally:
+            process.kill()
 
 
 def test_variables_are_those_that_a_process_was_started_with(proc: bool, child: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -47,6 +48,7 @@ from ttasks.model.interrupted import Interrupted
 from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
+from ttasks.runtime.nesting import is_cancelled_outside
 from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
 from ttasks.state.naming import named
 from ttasks.stores.interrupted import Leftovers
@@ -286,6 +288,8 @@ def _go_on(
 def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) -> BaseException | None:
     """Run a task by `start`, and return what cut it short: as in a graph, one Ctrl-C cancels it, what follows stops it.
 
+    As there, one SIGTERM counts as a Ctrl-C inside an attempt that was cancelled, and a second one ends the grace.
+
     The thread that signals reach only waits, so that nothing is recorded by halves.
     """
     ended: Future[None] = Future()
@@ -298,15 +302,20 @@ def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) 
             ended.set_exception(error)
 
     threading.Thread(target=work, name="ttasks-resume", daemon=True).start()
-    interruptions: list[BaseException] = []
+    interruptions: list[KeyboardInterrupt | Terminated] = []
+    is_cancel: bool | None = None
     while True:
         try:
             for last in interruptions[-1:]:
+                if is_cancel is None:
+                    is_cancel = _means_cancel(last)
                 live = executor._live.get(task.id)
-                if len(interruptions) == 1 and isinstance(last, KeyboardInterrupt):
+                if len(interruptions) == 1 and is_cancel:
                     executor.cancel(task)
                 elif live is not None:  # else it is about to start: it is looked for again in a moment
                     live.stop()
+                    if len(interruptions) > 1 and isinstance(last, Terminated):
+                        live.hurry()
             wait([ended], PAUSE_S)  # not for longer: a signal may come just before it falls asleep (see `clock.wait`)
             if ended.done():
                 break
@@ -318,6 +327,12 @@ def _see_through(executor: TaskExecutor, task: Task, start: Callable[[], None]) 
     if error is not None and (not interruptions or isinstance(error, LedgerUnwritableError)):
         raise error
     return interruptions[-1] if interruptions else None
+
+
+def _means_cancel(interruption: KeyboardInterrupt | Terminated) -> bool:
+    if isinstance(interruption, KeyboardInterrupt):
+        return True
+    return interruption.code == 128 + signal.SIGTERM and is_cancelled_outside()
 
 
 def retry_graph(

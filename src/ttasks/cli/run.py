@@ -107,10 +107,13 @@ def _terminate(number: int, _: FrameType | None) -> None:
 def hear_signals() -> None:
     """Let SIGTERM and SIGHUP raise `Terminated`, but for one that is ignored: that is what ``nohup`` is for.
 
+    SIGCHLD is not left ignored, as a caller may have it: the system would keep no exit code of a script.
     Ctrl-C says at once what it does: what runs may take seconds to end, in which people would press it again.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _SaysInterrupts())
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)

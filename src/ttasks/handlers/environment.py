@@ -37,10 +37,13 @@ def script_environment(own: Mapping[str, str], marks: Mapping[str, str]) -> dict
         ValueError: a variable can't be written as UTF-8.
     """
     # As bytes, because decoding and encoding a hundred variables takes longer than everything else here.
+    # One by one, because other threads may remove variables meanwhile.
     environment = {
-        name: value
-        for name, value in os.environb.items()
-        if name not in NOT_INHERITED and not name.startswith(_FUNCTION)
+        name: inherited
+        for name in list(os.environb)
+        if name not in NOT_INHERITED
+        and not name.startswith(_FUNCTION)
+        and (inherited := os.environb.get(name)) is not None
     }
     # Else Python keeps what it prints to itself until it ends, and one that is ended by force loses it.
     environment.setdefault(b"PYTHONUNBUFFERED", b"1")

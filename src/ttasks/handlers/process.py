@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from ttasks import clock
 from ttasks.clock import monotonic_s
-from ttasks.errors import SurvivorError, TaskCancelled, TaskTimeoutError
+from ttasks.errors import SurvivorError, TaskCancelled, TaskExecutionError, TaskTimeoutError
 from ttasks.handlers.completed import completed_process
 from ttasks.handlers.context import AttemptPort, DetachedPort, TaskContext
 from ttasks.handlers.environment import encoded, script_environment
@@ -33,6 +33,10 @@ LOOK_UP_SOON_S: Final = 0.02
 """The same, where the end of the script is all that is waited for."""
 WAITING_S: Final = 1.0
 """How long the output of a script that has exited may be held open before that is said."""
+CODE_LOST: Final = (
+    "it has ended, but its exit code is lost, so whether it succeeded is unknown: this process ignores SIGCHLD, or some"
+    " of it waits for any child. Call signal.signal(SIGCHLD, SIG_DFL) before, and wait only for children of your own"
+)
 NAMED_MAX: Final = 3
 """How many processes that hold it open are named."""
 
@@ -61,6 +65,7 @@ class ChildProcess:
         self._waits_for_output = context.wait_for_output
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
+        self._leader: Leader | None = None
         self._failure: Exception | None = None
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
@@ -79,6 +84,7 @@ class ChildProcess:
 
         Raises:
             OSError, ValueError: it could not be started.
+            TaskExecutionError: its exit code is lost.
             TaskTimeoutError: that took longer than `timeout_s`; all of it was ended.
             TaskCancelled: it was cancelled or stopped meanwhile; all of it was ended.
         """
@@ -139,26 +145,24 @@ class ChildProcess:
             self._is_ending = True
         try:
             if self._popen is not None:
-                self._end_all(self._popen)
+                self._end_all()
                 self._is_gone = True
                 self._over.wait(KILL_WAIT_S)  # what it printed last is still to be read
         finally:
             self._ended.set()
 
-    def _end_all(self, popen: subprocess.Popen[bytes]) -> None:
+    def _end_all(self) -> None:
         own = innermost(self._marks[MARK])
         try:
-            ended = end_survivors({own: self._attempt(popen)}, is_hurried=self._must_hurry).get(own)
+            ended = end_survivors({own: self._attempt()}, is_hurried=self._must_hurry).get(own)
         except SurvivorError as left:
             self._survivors = left
             return
         if ended is not None and ended.strays:
             self._port.reaped(sorted(ended.strays), ended.signal)
 
-    def _attempt(self, popen: subprocess.Popen[bytes]) -> Dead:
-        # Until it is reaped nobody else can have its pid.
-        leader = Leader(popen.pid, process_start(popen.pid)) if popen.returncode is None else None
-        return Dead(innermost(self._marks[RUNNER]), leader, self._grace_s)
+    def _attempt(self) -> Dead:
+        return Dead(innermost(self._marks[RUNNER]), self._leader, self._grace_s)
 
     def _must_hurry(self) -> bool:
         return self._is_hurried or self._port.is_hurried
@@ -194,6 +198,8 @@ class ChildProcess:
                 if isinstance(error.filename, bytes):
                     error.filename = error.filename.decode("utf-8", "surrogateescape")
                 raise
+            # Now: once it is reaped, by whomever, its start is not known any more, and another may have its pid.
+            self._leader = Leader(self._popen.pid, process_start(self._popen.pid))
         self._port.spawned(self._popen.pid)
         return True
 
@@ -210,7 +216,21 @@ class ChildProcess:
                 if not self._is_gone:
                     drop(os.dup(key.fd))
         self._port.finished_printing()
-        self._popen.wait()
+        self._reap(self._popen)
+
+    def _reap(self, popen: subprocess.Popen[bytes]) -> None:
+        """Take the exit code.
+
+        Raises:
+            TaskExecutionError: it is lost, which `subprocess` has as 0, a success.
+        """
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            try:
+                os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError as lost:
+                popen.wait()
+                raise TaskExecutionError(CODE_LOST) from lost
+        popen.wait()
 
     def _read_while_open(self, selector: selectors.BaseSelector) -> None:
         """Read until nobody holds a pipe open, or what does is not waited for."""
@@ -248,9 +268,8 @@ class ChildProcess:
         """Say what is waited for though the script has exited."""
         pids = holders(pipes)
         if pids is None:  # what they have open can't be seen here
-            assert self._popen is not None
             own = innermost(self._marks[MARK])
-            pids = sorted(each.process.pid for each in find({own: self._attempt(self._popen)}).get(own, ()))
+            pids = sorted(each.process.pid for each in find({own: self._attempt()}).get(own, ()))
         named = [f"{pid} ({name_of(pid) or 'ended'})" for pid in pids[:NAMED_MAX]]
         if not named:
             return "waiting: the script has exited, but something that it started still holds its output"

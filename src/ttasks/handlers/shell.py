@@ -124,6 +124,8 @@ def _not_started(shell: str, context: TaskContext, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError) and error.filename == context.cwd is not None:
         return f"could not be started: the folder {context.cwd!r} (cwd) does not exist or is no folder"
     if "null byte" in str(error):
+        if "\0" in (context.cwd or ""):
+            return f"could not be started: the folder {context.cwd!r} (cwd) holds a NUL character, which no path can"
         return "could not be started: the script holds a NUL character, which no command line can"
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
         size = len(encoded(context.payload, "the script"))

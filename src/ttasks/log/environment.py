@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ NOTES_MAX: Final = 50
 """How many notes are kept beside a ledger: the oldest go first, such as those of failed runs that nobody retries."""
 BYTES_MAX: Final = 4 * 1024 * 1024
 """More than Linux lets a process have in its environment."""
+_ID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SET: Final = ""
 """What stands for the value of a secret variable."""
 
@@ -79,8 +81,13 @@ def keep_environment(ledger: Path, graph_id: str, redaction: Redaction | None) -
 
 
 def _drop_oldest(path: Path, like: Path) -> None:
-    with os.scandir(path.parent) as entries:
-        notes = [entry for entry in entries if entry.name.startswith(like.name)]
+    with os.scandir(path.parent) as entries:  # another ledger, or a folder, may have a name that begins like a note's
+        begun_like = [entry for entry in entries if entry.name.startswith(like.name)]
+        notes = [
+            entry
+            for entry in begun_like
+            if _ID.fullmatch(entry.name.removeprefix(like.name)) and not entry.is_dir(follow_symlinks=False)
+        ]
     if len(notes) > NOTES_MAX:
         by_age = sorted(notes, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
         for entry in by_age[: len(notes) - NOTES_MAX]:

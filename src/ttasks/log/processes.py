@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttasks.log.runner import is_process, process_start
+from ttasks.log.runner import is_over_by, is_process, process_start
 
 PROC = "/proc"
 
@@ -46,7 +46,8 @@ def _read_stat(pid: int) -> Process | None:
     # The name in parentheses may hold anything; field 3, the state, is the first after it (proc(5)).
     fields = stat[stat.rindex(b")") + 2 :].split(b" ", 20)
     start = f"ticks:{fields[19].decode('ascii')}"
-    return Process(pid, start, int(fields[1]), int(fields[2]), int(fields[3]), fields[0] in b"ZX")
+    is_over = is_over_by(fields[0], fields[17])
+    return Process(pid, start, int(fields[1]), int(fields[2]), int(fields[3]), is_over)
 
 
 def _read(pid: int, name: str) -> bytes | None:

@@ -48,7 +48,12 @@ def _look_up(pid: int) -> tuple[str | None, bool]:
         return None, False
     # The name in parentheses may hold anything; field 3, the state, is the first after it, field 22 the 20th (proc(5)).
     fields = stat.rpartition(b")")[2].split()
-    return "ticks:" + fields[19].decode("ascii"), fields[0] in (b"Z", b"X")
+    return "ticks:" + fields[19].decode("ascii"), is_over_by(fields[0], fields[17])
+
+
+def is_over_by(state: bytes, threads: bytes) -> bool:
+    """True for a zombie by fields 3 and 20 of its stat; not for one whose main thread alone has ended."""
+    return state in (b"Z", b"X") and threads in (b"0", b"1")
 
 
 def _look_up_elsewhere(pid: int) -> tuple[str | None, bool]:

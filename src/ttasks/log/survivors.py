@@ -140,6 +140,9 @@ class _End:
         self._is_hurried = is_hurried
         self._told: defaultdict[str, _Told] = defaultdict(_Told)
         self._ended: defaultdict[str, Ended] = defaultdict(Ended)
+        by_pid = {process.pid: process for process in every_process()}
+        own = _ancestors(os.getpid(), by_pid)
+        self._own_groups = {os.getpgid(0), *(by_pid[pid].group for pid in own & by_pid.keys())}
 
     def run(self) -> dict[str, Ended]:
         was_empty = False
@@ -176,13 +179,14 @@ class _End:
         elif elapsed_s >= _at_once_after_s(grace_s) and not told.is_at_once:
             told.is_at_once = True
             parents = {each.process.parent for each in found if each.is_nested}
-            self._send(name, {each for each in told.terminated & processes if each.pid in parents}, signal.SIGTERM)
+            runners = {each for each in told.terminated & processes if each.pid in parents}
+            self._send(name, runners, signal.SIGTERM, to_group=False)  # not to what cleans up in their group
 
-    def _send(self, name: str, processes: set[Process], number: signal.Signals) -> None:
+    def _send(self, name: str, processes: set[Process], number: signal.Signals, *, to_group: bool = True) -> None:
         leader = self._attempts[name].leader
         group = leader.pid if leader is not None else None
         in_group = {process for process in processes if process.group == group}
-        if in_group and group != os.getpgid(0) and name not in _inside():
+        if in_group and to_group and group not in self._own_groups and name not in _inside():
             # All at once: a shell whose command was ended before it would go on with the next one.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(next(iter(in_group)).group, number)
