@@ -17,6 +17,7 @@ from commands import Command
 from pages import get_all
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskContext, TaskExecutor, TaskGraph, TaskType, clock
 from ttasks.cli.app import command as cli
+from ttasks.display import duration
 
 
 @pytest.fixture
@@ -53,7 +54,16 @@ def test_a_task_that_waits_for_its_retry_is_shown_as_waiting_and_not_as_failed(c
 
     code, printed = running.end(signal.SIGTERM)
     assert (code, verdict(printed)) == (143, "INTERRUPTED: 1 interrupted")
+    assert "\nflaky: interrupted: its retry was to follow; exited with code 7: busy\n" in printed
+    assert "flaky: failed" not in printed
     assert re.search(r" interrupted +1 interrupted ", command("ls").stdout)
+
+
+def test_the_summary_of_a_run_says_the_duration_that_is_recorded(command: Command) -> None:
+    command.write("one.yaml", "tasks:\n  one: {bash: 'true'}\n")
+    printed = command("run", "one.yaml").stdout
+    ((seconds,),) = command.sql("SELECT duration FROM runs")
+    assert f"OK: 1 succeeded in {duration(seconds)}\n" in printed
 
 
 def test_the_summary_tells_what_ran_from_what_was_kept(command: Command) -> None:
