@@ -61,6 +61,7 @@ class ChildProcess:
         self._waits_for_output = context.wait_for_output
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
+        self._leader: Leader | None = None
         self._failure: Exception | None = None
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._over = threading.Event()
@@ -156,8 +157,9 @@ class ChildProcess:
             self._port.reaped(sorted(ended.strays), ended.signal)
 
     def _attempt(self, popen: subprocess.Popen[bytes]) -> Dead:
-        # Until it is reaped nobody else can have its pid.
-        leader = Leader(popen.pid, process_start(popen.pid)) if popen.returncode is None else None
+        leader = self._leader
+        if leader is None and popen.returncode is None:  # until it is reaped nobody else can have its pid
+            leader = Leader(popen.pid, process_start(popen.pid))
         return Dead(innermost(self._marks[RUNNER]), leader, self._grace_s)
 
     def _must_hurry(self) -> bool:
@@ -210,6 +212,8 @@ class ChildProcess:
                 if not self._is_gone:
                     drop(os.dup(key.fd))
         self._port.finished_printing()
+        if not self._waits_for_output:  # what lives on may have to end all the same, and is known by its group then
+            self._leader = Leader(self._popen.pid, process_start(self._popen.pid))
         self._popen.wait()
 
     def _read_while_open(self, selector: selectors.BaseSelector) -> None:
