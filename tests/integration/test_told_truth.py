@@ -150,3 +150,14 @@ def test_no_duration_is_negative_after_the_clock_was_set_back(tmp_path: Path, mo
             assert page.status == 200
             assert not re.search(r"-\d+(\.\d+)? (m?s|min|h)\b", page.seen)
             assert not re.search(r'title="-\d', page.text)
+
+
+def test_grace_and_output_that_is_not_waited_for_are_shown_with_their_task(command: Command) -> None:
+    command.write("serve.yaml", "tasks:\n  serve: {bash: 'true', grace: 7, wait_for_output: false}\n")
+    command("run", "serve.yaml")
+    task = command.task_id("serve")
+    shown = command("show", task).stdout
+    assert re.search(r"^grace +7\.0$", shown, re.MULTILINE)
+    assert re.search(r"^output +not waited for once the script has exited$", shown, re.MULTILINE)
+    (page,) = get_all(command.ledger, f"/-/ttasks/ledger/task/{task}")
+    assert "Grace 7.00 s Output not waited for once the script has exited" in page.seen
