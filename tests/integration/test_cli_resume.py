@@ -92,6 +92,17 @@ def test_looking_at_a_dead_run_shows_it_as_interrupted_and_writes_nothing(ttasks
     assert len(ttasks.left()) > 0, "looking ends nothing either"
 
 
+def test_a_task_that_waited_for_its_retry_is_not_listed_as_running(ttasks: Command) -> None:
+    upload = "  upload: {bash: 'touch started; exit 1', after: [build], retries: {max_attempts: 2, backoff: 100}}"
+    ttasks.write("waits.yaml", f"tasks:\n  build: {{bash: 'true'}}\n{upload}\n")
+    run = ttasks.start("run", "waits.yaml")
+    run.until("trying again")
+    run.kill()
+    listed = ttasks("resume", "--list").stdout
+    assert "waited for its retry: upload" in listed
+    assert "was running" not in listed
+
+
 def test_a_task_that_was_deleted_by_itself_is_listed_with_its_graph(ttasks: Command) -> None:
     killed(ttasks)
     with SQLiteStore(ttasks.ledger) as store:

@@ -17,6 +17,7 @@ from commands import Command
 from pages import get_all
 from ttasks import RetryPolicy, SQLiteStore, Task, TaskContext, TaskExecutor, TaskGraph, TaskType, clock
 from ttasks.cli.app import command as cli
+from ttasks.display import duration
 
 
 @pytest.fixture
@@ -53,7 +54,16 @@ def test_a_task_that_waits_for_its_retry_is_shown_as_waiting_and_not_as_failed(c
 
     code, printed = running.end(signal.SIGTERM)
     assert (code, verdict(printed)) == (143, "INTERRUPTED: 1 interrupted")
+    assert "\nflaky: interrupted: its retry was to follow; exited with code 7: busy\n" in printed
+    assert "flaky: failed" not in printed
     assert re.search(r" interrupted +1 interrupted ", command("ls").stdout)
+
+
+def test_the_summary_of_a_run_says_the_duration_that_is_recorded(command: Command) -> None:
+    command.write("one.yaml", "tasks:\n  one: {bash: 'true'}\n")
+    printed = command("run", "one.yaml").stdout
+    ((seconds,),) = command.sql("SELECT duration FROM runs")
+    assert f"OK: 1 succeeded in {duration(seconds)}\n" in printed
 
 
 def test_the_summary_tells_what_ran_from_what_was_kept(command: Command) -> None:
@@ -140,3 +150,14 @@ def test_no_duration_is_negative_after_the_clock_was_set_back(tmp_path: Path, mo
             assert page.status == 200
             assert not re.search(r"-\d+(\.\d+)? (m?s|min|h)\b", page.seen)
             assert not re.search(r'title="-\d', page.text)
+
+
+def test_grace_and_output_that_is_not_waited_for_are_shown_with_their_task(command: Command) -> None:
+    command.write("serve.yaml", "tasks:\n  serve: {bash: 'true', grace: 7, wait_for_output: false}\n")
+    command("run", "serve.yaml")
+    task = command.task_id("serve")
+    shown = command("show", task).stdout
+    assert re.search(r"^grace +7\.0$", shown, re.MULTILINE)
+    assert re.search(r"^output +not waited for once the script has exited$", shown, re.MULTILINE)
+    (page,) = get_all(command.ledger, f"/-/ttasks/ledger/task/{task}")
+    assert "Grace 7.00 s Output not waited for once the script has exited" in page.seen

@@ -286,11 +286,15 @@ def test_what_a_failed_task_started_is_ended_though_it_does_not_wait_for_output(
     assert is_gone()
 
 
-def test_what_a_failed_task_started_is_ended_by_its_group_though_it_lost_the_mark() -> None:
-    script = f"env -i /bin/bash -c '{DAEMON}' & while [ ! -e daemon.pid ]; do sleep 0.01; done; exit 3"
+@pytest.mark.parametrize("clean", ["", "env -i /bin/"], ids=["marked", "without an environment"])
+def test_what_a_failed_task_left_in_its_group_is_ended_and_not_recorded_as_outside(
+    store: SQLiteStore, clean: str
+) -> None:
+    script = f"{clean}bash -c '{SERVER}' & while [ ! -e daemon.pid ]; do sleep 0.01; done; exit 3"
     with pytest.raises(TaskExecutionError):
-        TaskExecutor().execute(Task.bash(script, wait_for_output=False))
+        TaskExecutor(store).execute(Task.bash(script, wait_for_output=False))
     assert is_gone()
+    assert reaped(store) == []
 
 
 def test_a_time_out_ends_what_a_task_started_that_does_not_wait_for_output() -> None:

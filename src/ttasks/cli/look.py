@@ -22,7 +22,7 @@ from ttasks.state.exits import exit_text
 from ttasks.state.graph import GraphState
 from ttasks.state.reconcile import WAITING
 from ttasks.state.runner import RunnerState
-from ttasks.state.task import AttemptState
+from ttasks.state.task import GRACE_S, AttemptState
 from ttasks.stores.interrupted import Leftovers
 
 LAST_LINES = 20
@@ -163,7 +163,13 @@ def _show_task(readers: Readers, task_id: str, *, whole_output: bool) -> None:
     _field("payload", first)
     for line in more:
         _field("", line)
-    for name, value in (("cwd", task.cwd), ("timeout", task.timeout), ("error", task.error)):
+    for name, value in (
+        ("cwd", task.cwd),
+        ("timeout", task.timeout),
+        ("grace", task.grace if task.grace != GRACE_S else None),
+        ("output", "not waited for once the script has exited" if not task.wait_for_output else None),
+        ("error", task.error),
+    ):
         if value is not None:
             _field(name, value if name != "error" else plain(str(value).strip()))
     for variable, value in sorted((task.env or {}).items()):

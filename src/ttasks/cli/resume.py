@@ -106,6 +106,7 @@ def _show(store: SQLiteStore, work: Interrupted, hint: Hint) -> None:
     out = console()
     # A graph's by the graph: one that was deleted by itself is still part of that.
     tasks = store.graphs[work.id] if work.kind == "graph" else [store.tasks[work.id]]
+    waited = {task.id for task in tasks if task._view.retry_due_at is not None}
     names = {task.id: printable(task.name) for task in tasks}
 
     def named(ids: Sequence[str]) -> str:
@@ -118,8 +119,12 @@ def _show(store: SQLiteStore, work: Interrupted, hint: Hint) -> None:
     out.print(f"  {printable(work.why)}{heard}")
     if work.is_cancelled:
         out.print("  it was cancelled: only what is owed will run")
-    if work.running:
-        out.print(f"  was running: {named(work.running)}")
+    for what, ids in (
+        ("was running", [id_ for id_ in work.running if id_ not in waited]),
+        ("waited for its retry", [id_ for id_ in work.running if id_ in waited]),
+    ):
+        if ids:
+            out.print(f"  {what}: {named(ids)}")
     if work.kind == "graph":
         out.print(f"  not begun: {count(len(work.left), 'task')}; owed: {named(work.owed) or 'no finally task'}")
     _print_steps(store, hint, work.id, names)

@@ -163,6 +163,7 @@ def carry_out(
     """Run a graph by `start`, saying what happens. `again` says what is special about it."""
     started_s = monotonic_s()
     before = {task.id: (task.status, task.attempts) for task in graph}
+    runs_before = len(store._readers.runs(graph.id))
     out = console()
     # The handles have what they were given; what is shown of them is what the ledger holds.
     names = {task.id: printable(redacted(task.name, store._redaction(task))) or short(task.id) for task in graph}
@@ -176,7 +177,11 @@ def carry_out(
             start()
         except (KeyboardInterrupt, Terminated) as interruption:
             stopped_by = interruption
-    _summarise(graph, names, before, store._readers, monotonic_s() - started_s, hint)
+    runs = store._readers.runs(graph.id)
+    # What is recorded of a new run is what `ls` and the pages say; a resumed one may have worked before.
+    recorded_s = runs[-1].duration if len(runs) > runs_before else None
+    seconds = recorded_s if recorded_s is not None else monotonic_s() - started_s
+    _summarise(graph, names, before, store._readers, seconds, hint)
     return Ended(exit_code(graph.run_status, stopped_by), stopped_by is not None)
 
 
@@ -231,15 +236,21 @@ def _is_over(task: Task) -> bool:
     return task.status not in (TaskStatus.PENDING, TaskStatus.INTERRUPTED)
 
 
+def _waited(task: Task) -> bool:
+    # The run has ended, so nobody waits for its retry any more: it was interrupted.
+    return task._view.retry_due_at is not None
+
+
 def _counted(tasks: Iterable[Task]) -> str:
-    # The run has ended, so nobody waits for a retry any more.
-    counts = Counter(TaskStatus.INTERRUPTED if task._view.retry_due_at is not None else task.status for task in tasks)
+    counts = Counter(TaskStatus.INTERRUPTED if _waited(task) else task.status for task in tasks)
     return ", ".join(f"{counts[status]} {status}" for status in TaskStatus if counts[status])
 
 
 def _show_end(graph: TaskGraph, task: Task, name: str, readers: Readers) -> None:
     out = console()
     optional = " (optional)" if graph.is_optional(task) else ""
-    why = why_of_result(task._view.error, task.result)
-    out.print(Text(f"{name}{optional}: {task.status}: {why}", style=STYLES[str(task.status)]))
+    status, why = task.status, why_of_result(task._view.error, task.result)
+    if _waited(task):
+        status, why = TaskStatus.INTERRUPTED, f"its retry was to follow; {why}"
+    out.print(Text(f"{name}{optional}: {status}: {why}", style=STYLES[str(status)]))
     print_lines(out, readers.last_lines(task.id, task.attempts, LAST_LINES), "  | ")
