@@ -72,8 +72,10 @@ def _nothing() -> None:
     """Show that there are threads."""
 
 
-def hand_over(call: Callable[[], object]) -> None:
+def hand_over(call: Callable[[], object], wait_s: float = 0) -> None:
     """Have another thread call `call`, once it gets what this one holds; what that raises goes to `sys.unraisablehook`.
+
+    This one waits for it, but never longer than `wait_s` seconds.
 
     Raises:
         NoThreadError: there is no other thread to be had. Nothing was done.
@@ -94,14 +96,19 @@ def hand_over(call: Callable[[], object]) -> None:
     except RuntimeError as error:
         _HANDED_OVER.discard(done)
         raise NoThreadError("a cancel while its thread is recording", str(error)) from error
+    _wait_for(done, wait_s)
 
 
 def wait_for_handed_over(seconds: float) -> None:
     """Wait until what was handed over is done, at most so many seconds."""
     deadline_s = clock.monotonic_s() + seconds
     for done in list(_HANDED_OVER):
-        if done.acquire(timeout=max(deadline_s - clock.monotonic_s(), 0)):
-            done.release()  # another thread may wait for it as well
+        _wait_for(done, max(deadline_s - clock.monotonic_s(), 0))
+
+
+def _wait_for(done: Any, seconds: float) -> None:
+    if seconds > 0 and done.acquire(timeout=seconds):
+        done.release()  # others may wait for it too
 
 
 os.register_at_fork(after_in_child=_HANDED_OVER.clear)

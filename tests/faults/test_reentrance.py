@@ -244,6 +244,25 @@ def test_where_no_thread_is_to_be_had_a_cancel_is_refused(
     assert store.tasks[task.id].is_pending
 
 
+def test_all_who_wait_for_what_was_handed_over_go_on_when_it_is_done() -> None:
+    go, waited = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reentrance.hand_over(go.wait, WAIT_S)
+        waited.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not reentrance._HANDED_OVER:
+        assert not waited.wait(0.001)
+    also = threading.Thread(target=reentrance.wait_for_handed_over, args=[10 * WAIT_S], daemon=True)
+    also.start()
+    go.set()
+
+    assert waited.wait(WAIT_S)
+    also.join(WAIT_S)
+    assert not also.is_alive()
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

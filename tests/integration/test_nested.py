@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -60,13 +61,19 @@ def inner_run(ttasks: Command, ledger: str) -> RunStatus | None:
         return graph.run_status
 
 
-def end_outer(ttasks: Command, script: str, grace: float) -> psutil.Process:
-    """Run a script as a task, end that by a cancel of which no ledger knows once the inner work runs; return that."""
+def stop(executor: TaskExecutor, task: Task) -> None:
+    executor._live[task.id].stop()
+
+
+def end_outer(
+    ttasks: Command, script: str, grace: float, end: Callable[[TaskExecutor, Task], None] = stop
+) -> psutil.Process:
+    """Run a script as a task, end that once the inner work runs, by default with no cancel; return the inner work."""
     with SQLiteStore(ttasks.folder / "outer.db") as store, TaskExecutor(store) as executor:
         task = Task.bash(script, cwd=str(ttasks.folder), grace=grace, env={"TTASKS_LEDGER": ""})
         ending = in_thread(lambda: executor.execute(task))
         work = work_of(ttasks)
-        executor.cancel(task)
+        end(executor, task)
         with pytest.raises(TaskCancelled):
             ending.result(PATIENCE_S)
     return work
@@ -133,6 +140,20 @@ def test_a_cancel_of_the_outer_run_cancels_a_task_that_a_resume_inside_runs_by_i
     with SQLiteStore(ttasks.folder / "inner.db", read_only=True) as store:
         (task,) = store.tasks.values()
         assert task.status is TaskStatus.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "cancel",
+    [TaskExecutor.cancel, lambda _, task: task.cancel(), lambda _, task: task.transition_to(TaskStatus.CANCELLED)],
+    ids=["executor.cancel", "task.cancel", "transition_to"],
+)
+def test_a_cancel_of_the_outer_task_by_its_own_process_lets_the_inner_run_clean_up(
+    ttasks: Command, cancel: Callable[[TaskExecutor, Task], None]
+) -> None:
+    script = write(ttasks, inner_ledger="inner.db", deaf=False)
+    assert has_ended(end_outer(ttasks, script, 30, cancel))
+    assert ttasks.log() == ["cleaned"]
+    assert inner_run(ttasks, "inner.db") is RunStatus.CANCELLED
 
 
 def test_a_termination_of_the_outer_command_interrupts_both_runs(ttasks: Command) -> None:

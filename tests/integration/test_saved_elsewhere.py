@@ -28,6 +28,8 @@ from ttasks import (
     TaskType,
 )
 from ttasks.log.verify import verify
+from ttasks.reentrance import is_mine
+from ttasks.runtime.attempt import Attempt
 
 Ledger = SQLiteStore | InMemoryStore
 Make = Callable[[str], Ledger]
@@ -342,3 +344,39 @@ def test_a_copy_of_a_running_task_in_another_ledger_leaves_its_end_alone(tmp_pat
 
         assert store.tasks[task.id].is_succeeded
         assert [left.can_go_on for left in other.interrupted()] == [False]
+
+
+def test_a_task_may_end_while_a_snapshot_of_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SQLiteStore(tmp_path / "store.db") as store, SQLiteStore(tmp_path / "other.db") as other:
+        task, recorded, saving, over = Task.bash(""), threading.Event(), threading.Event(), threading.Event()
+        settled, is_kept_from = Attempt.settled, Task._is_kept_from
+
+        def wait_for_save(attempt: Attempt) -> None:  # its end is recorded, and the task not let go yet
+            settled(attempt)
+            recorded.set()
+            assert saving.wait(30)
+
+        def look(task: Task, ledger: str) -> bool:
+            is_kept = is_kept_from(task, ledger)
+            if is_kept and not is_mine(task._lock):  # now the task may be let go
+                saving.set()
+                assert over.wait(30)
+            return is_kept
+
+        def execute() -> None:
+            executor_of(lambda _: None, store).execute(task)
+            over.set()
+
+        monkeypatch.setattr(Attempt, "settled", wait_for_save)
+        monkeypatch.setattr(Task, "_is_kept_from", look)
+        thread = threading.Thread(target=execute, daemon=True)
+        thread.start()
+        assert recorded.wait(30)
+        try:
+            other.tasks.save(task)
+        finally:
+            saving.set()
+            thread.join(30)
+
+        assert [ledger.tasks[task.id].status for ledger in (store, other)] == [TaskStatus.SUCCEEDED] * 2
+        assert other._log is not None and other._log._watchers == {}

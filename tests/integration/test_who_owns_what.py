@@ -35,7 +35,10 @@ from ttasks import (
     TaskType,
     WorkflowError,
 )
+from ttasks.log.files import lock_path
+from ttasks.log.lock import WriterLock
 from ttasks.log.verify import verify
+from ttasks.runtime import executions
 from ttasks.stores.ledger import LedgerTasks
 
 PATIENCE_S = 20
@@ -605,3 +608,48 @@ def test_an_event_with_a_record_can_be_hashed(store: SQLiteStore) -> None:
     running.events.subscribe(heard.append)
     running.execute(Task.prompt("work", env={"A": "b"}))
     assert len(set(heard)) == 2
+
+
+@pytest.mark.parametrize("cancel", [lambda executor, task: executor.cancel(task), lambda _, task: task.cancel()])
+def test_a_cancel_is_recorded_before_what_runs_hears_of_it(
+    store: SQLiteStore, cancel: Callable[[TaskExecutor, Task], None]
+) -> None:
+    task, executor = Task.bash(""), TaskExecutor.empty(store)
+    recorded: list[list[str]] = []
+
+    def work(context: TaskContext) -> None:
+        assert context._port is not None
+        context._port.on_cancel(lambda: recorded.append([event.type for event in store.history(task)]))
+        cancel(executor, task)
+
+    executor.register(TaskType.BASH, work)
+    with pytest.raises(TaskCancelled):
+        executor.execute(task)
+
+    assert recorded == [["TaskCreated", "TaskStarted", "TaskCancelRequested"]]
+    assert [event.type for event in store.history(task)] == [*recorded[0], "TaskCancelled"]
+
+
+def test_a_ledger_that_is_locked_does_not_keep_a_task_from_being_cancelled(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions, "REQUEST_WAIT_S", 0.05)
+    task, executor = Task.bash(""), TaskExecutor.empty(store)
+    lock, heard = WriterLock(lock_path(tmp_path / "ledger.db")), threading.Event()
+
+    def work(context: TaskContext) -> None:
+        assert context._port is not None
+        context._port.on_cancel(heard.set)
+        assert lock.acquire(PATIENCE_S)
+        try:
+            executor.cancel(task)
+            assert heard.is_set()
+        finally:
+            lock.release()
+
+    executor.register(TaskType.BASH, work)
+    with pytest.raises(TaskCancelled):
+        executor.execute(task)
+
+    types = [event.type for event in store.history(task)]
+    assert types == ["TaskCreated", "TaskStarted", "TaskCancelRequested", "TaskCancelled"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import re
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ttasks.handlers.kept import HeadAndTail, Limit
+from ttasks import InMemoryStore
+from ttasks.handlers.kept import HeadAndTail, Limit, Recorded
+from ttasks.log.stored import StoredAttempt, StoredText
 from ttasks.runtime.output import LineCutter
 from ttasks.state.rows import tail
 
@@ -18,6 +21,12 @@ NOTICE = re.compile(r"\[(\d+) bytes left out: max_output_bytes is (\d+); the led
 # What a decoder with replacement gives: anything but surrogates. All widths of UTF-8, and line ends.
 PARTS = st.lists(st.text(st.sampled_from("ab\n\rü✓😀\ufffd\0"), max_size=60), max_size=12)
 LIMITS = st.integers(1, 200)
+
+
+@pytest.fixture
+def attempt() -> Iterator[StoredAttempt]:
+    with InMemoryStore() as store:
+        yield StoredAttempt(store._readers, "", "", 1, 1)
 
 
 def kept(parts: list[str], bytes_max: int, separator: str = "\n") -> HeadAndTail:
@@ -87,6 +96,23 @@ def test_what_is_kept_takes_no_more_memory_than_a_small_multiple_of_its_limit(pa
         tracemalloc.stop()
     assert made.is_cut
     assert peak <= 4 * (20_000 + len(part))
+
+
+@pytest.mark.parametrize("part", ["x", "ü" * 7, "x" * 65_536, "y" * 70_000 + "z"])
+def test_of_a_long_text_that_is_recorded_only_the_end_stays_in_memory(attempt: StoredAttempt, part: str) -> None:
+    text = part * (200_000 // len(part))
+    tracemalloc.start()
+    try:
+        made = Recorded(lambda _, characters: StoredText(attempt, characters))
+        for _ in range(len(text) // len(part)):
+            made.add(part)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 3 * 4096 + 2000
+    assert (made.is_cut, made.characters, made.error_tail()) == (True, len(text), tail(text))
+    shown = made.shown()
+    assert isinstance(shown, StoredText) and shown.characters == len(text)
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------

@@ -158,6 +158,8 @@ class HeadAndTail:
 class Recorded(HeadAndTail):
     """A text that is recorded as it comes: kept as long as it is short, and read from the ledger once it is long.
 
+    Of a long one only the end stays, which a row has of an error: the exception of each task that failed holds this.
+
     Args:
         stored: makes what reads it, of how many parts and how many characters it has.
     """
@@ -171,6 +173,14 @@ class Recorded(HeadAndTail):
         if part:
             super().add(part)
             self._count += 1
+            if self.is_cut:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            end = self._head + self._older + self._recent
+            self._head_max, self._head = 0, bytearray()
+            self._older, self._recent = end[-ERROR_BYTES_MAX:], bytearray()
 
     def text(self) -> str:
         shown = self.shown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,15 @@ from functools import partial
 from typing import Any, Final
 
 from ttasks import clock
-from ttasks.errors import AlreadyRunningError, LedgerUnwritableError, StreamConflictError, TransitionError, words
+from ttasks.errors import (
+    AlreadyRunningError,
+    LedgerUnwritableError,
+    NoThreadError,
+    StreamConflictError,
+    TransitionError,
+    TtasksError,
+    words,
+)
 from ttasks.events.envelope import RecordedEvent
 from ttasks.events.facts import (
     AttemptEnd,
@@ -29,7 +38,7 @@ from ttasks.model.result import is_read_when_asked, reading
 from ttasks.model.retry import RetryPolicy
 from ttasks.model.task import Task
 from ttasks.model.task_view import Keeper, Resumption
-from ttasks.reentrance import refuse
+from ttasks.reentrance import hand_over, is_inside, refuse
 from ttasks.runtime.attempt import ONCE, Attempt, Handler, RunRef
 from ttasks.runtime.bus import EventBus
 from ttasks.runtime.journal import journal_of
@@ -48,7 +57,8 @@ _ENDED: Final = {
 _End = tuple[Task, TaskStatus, AttemptEnd, RecordedEvent | None]
 """The end of an attempt, to be published: the task, its status before, the end and its event."""
 
-
+REQUEST_WAIT_S: Final = 1.0
+"""How long a cancel waits for its request to be recorded, before it ends what runs."""
 _AFRESH: Final = Resumption()
 
 
@@ -207,7 +217,7 @@ class Executions:
         self._live[task.id] = attempt
         if attempt.waits_s is None:
             attempt.started(event.position if event is not None else None)
-        task._on_cancel = attempt.ask_cancel
+        task._on_cancel = partial(self._ask_cancel, attempt)
         log = self._journal.log
         if log is not None:
             log.watch(f"task-{task.id}", attempt.ask_cancel)
@@ -436,12 +446,33 @@ class Executions:
 
     # --- cancelling and blocking -------------------------------------------------------------------------------------
 
-    def _cancel_live(self, task: Task) -> bool:
+    def _cancel_live(self, task: Task, *, is_recorded: bool) -> bool:
+        """Cancel a task that runs here; return False where it doesn't. `is_recorded`: the cancel of its run is."""
         attempt = self._live.get(task.id)
         if attempt is None or not attempt.task._request_cancel():
             return False
-        attempt.ask_cancel()
+        if is_recorded:
+            attempt.ask_cancel()
+        else:
+            self._ask_cancel(attempt)
         return True
+
+    def _ask_cancel(self, attempt: Attempt) -> None:
+        """Cancel an attempt whose handle has the request, which is recorded before anything of it is ended.
+
+        So a runner inside of it sees why it is ended. A ledger that can't be written right now delays the cancel by no
+        more than `REQUEST_WAIT_S`: the request then goes with the end.
+        """
+        attempt.execution.is_cancelled = True
+        log = self._journal.log
+        if log is not None and attempt.task._has_news(log.ledger) and not is_inside():
+            with contextlib.suppress(NoThreadError):
+                hand_over(partial(self._record_request, attempt.task), REQUEST_WAIT_S)
+        attempt.ask_cancel()
+
+    def _record_request(self, task: Task) -> None:
+        with contextlib.suppress(TtasksError):
+            self._journal.record([Entry(task)])
 
     def _cancel_left(self, task: Task) -> list[_End] | None:
         """Cancel a task whose runner is gone; return what is to be published of that, None where somebody runs it."""

@@ -182,11 +182,11 @@ class TaskExecutor(Executions):
         self._cancel(task)
 
     def _cancel(self, task: Task, *, unless_ended_since: int | None = None) -> None:
-        """Cancel a task; with `unless_ended_since` not one whose attempt after so many has ended already."""
+        """Cancel a task; with `unless_ended_since`, as its run is, not one whose attempt after so many has ended."""
         if is_inside() or is_mine(task._lock):
             hand_over(lambda: self._cancel(task, unless_ended_since=unless_ended_since))
             return
-        if self._cancel_live(task):
+        if self._cancel_live(task, is_recorded=unless_ended_since is not None):
             return
         with section(), task._recording:  # nobody starts or ends it meanwhile
             before = task.status

@@ -125,8 +125,10 @@ def _tell(
 
 def _listen(log: EventLog, task: Task, stream: str) -> None:
     """Let a cancel that is recorded beside the snapshot of a running task reach the runner of the task."""
-    heard = task._on_cancel
-    if heard is not None and task._is_kept_from(log.ledger) and log.ledger not in task._keepers[-1].mirrors:
+    with task._lock:  # until it is let go, what runs it is its last keeper
+        heard = task._on_cancel
+        if heard is None or not task._is_kept_from(log.ledger) or log.ledger in task._keepers[-1].mirrors:
+            return
         task._keepers[-1].mirrors[log.ledger] = partial(log.unwatch, stream)
         log.watch(stream, heard)
 
