@@ -700,8 +700,7 @@ COLUMNS = "(position, stream, version, type, type_version, recorded_at, runner, 
 def raw(log: EventLog) -> Iterator[sqlite3.Connection]:
     """Lend a connection that may write, past the log."""
     if log.path is None:
-        with log.readers.connection() as shared:
-            yield shared
+        yield log.readers.ask(lambda shared: shared)
     else:
         with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
             yield connection

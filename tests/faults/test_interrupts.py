@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ttasks import (
     TaskGraph,
     TaskStatus,
     TaskType,
+    reentrance,
 )
 from ttasks.log.verify import verify
 
@@ -169,3 +171,35 @@ def test_however_often_ctrl_c_comes_no_task_is_left_running(tmp_path: Path, seed
         assert verify(store._readers).problems == []
         running: list[Any] = [task for task in store.tasks.values() if task.is_running]
         assert running == []
+
+
+def test_ctrl_c_at_any_line_of_reading_a_ledger_in_memory_leaves_nothing_held() -> None:
+    store = InMemoryStore()
+    store.tasks.save(Task.bash("true"))
+    raised: list[KeyboardInterrupt] = []  # their tracebacks keep the frames that they came through
+
+    def interrupt_after(lines: int) -> None:
+        left = iter(range(lines))
+
+        def trace(*_: object) -> object:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)  # type: ignore[arg-type]
+        try:
+            list(store.events)
+        finally:
+            sys.settrace(before)
+
+    for lines in itertools.count():
+        try:
+            interrupt_after(lines)
+        except KeyboardInterrupt as interruption:
+            raised.append(interruption)
+        else:
+            break
+        assert not reentrance.is_inside()
+    assert len(raised) > 100
+    assert list(store.events)

@@ -958,8 +958,7 @@ PARTS = [ALL_EVENTS, *(f"FROM {table}" for table in TABLES), "FROM sqlite_schema
 @pytest.mark.parametrize("part", PARTS)
 def test_what_can_not_be_read_for_a_passing_reason_is_no_problem_of_the_ledger(ledger: Path, part: str) -> None:
     with contextlib.closing(Readers.open(ledger)) as readers:
-        with readers.connection() as lent:
-            interrupt_at(lent, part)
+        readers.ask(lambda connection: interrupt_at(connection, part))
 
         with pytest.raises(LedgerUnwritableError, match="can't be read: interrupted"):
             check(readers)

@@ -42,8 +42,9 @@ def recorded(wanted: list[list[Batch]]) -> Iterator[EventLog]:
 
 
 def tables(log: EventLog) -> dict[str, list[tuple[Any, ...]]]:
-    with log.readers.connection() as connection:
-        return {table: sorted(connection.execute(select(table)), key=repr) for table in TABLES}
+    return log.readers.ask(
+        lambda connection: {table: sorted(connection.execute(select(table)), key=repr) for table in TABLES}
+    )
 
 
 def facts_of(wanted: list[list[Batch]], stream: str) -> list[Fact]:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from ttasks.log.lock import WriterLock
 from ttasks.log.migrate import SCHEMA_VERSION
 from ttasks.log.migrating import bring_up_to_date
 from ttasks.log.place import check_place, make_folders
-from ttasks.log.reading import Readers
+from ttasks.log.reading import Answer, Readers
 from ttasks.log.redaction import Redaction
 from ttasks.log.runner import describe_runner, working_directory
 from ttasks.log.schema import refuse_to_write
@@ -129,11 +129,10 @@ class _Memory:
         self._connection = connection
         self.lock = lock
 
-    @contextlib.contextmanager
-    def lend(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection to a reader."""
+    def ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Return what a reader finds out with the connection."""
         with self.lock:
-            yield self._connection
+            return question(self._connection)
 
     def __del__(self) -> None:
         # Newer Pythons warn of connections that are dropped without a word.
@@ -157,7 +156,7 @@ class EventLog:
         self.ledger = ""
         self.busy_timeout = busy_timeout
         self.durability = durability
-        self.readers = Readers(path, self._shared)
+        self.readers = Readers(path, self._ask_in_memory)
         self._users = 0
         self._is_closed = False
         self._begin_unshared()
@@ -284,7 +283,7 @@ class EventLog:
         self._connection, self._transaction, self._identity = connection, transaction, identity
         if self.path is None:
             self._memory = _Memory(connection, self._connection_lock)
-            self.text_readers = Readers(None, self._memory.lend)
+            self.text_readers = Readers(None, self._memory.ask)
         self.ledger, self._digest_key = first.ledger, first.digest_key
 
     def close(self) -> None:
@@ -579,16 +578,16 @@ class EventLog:
         if is_mine(self._lead) or is_mine(self._mutex) or is_mine(self._connection_lock):
             raise ReentranceError(what)
 
-    @contextlib.contextmanager
-    def _shared(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection of a ledger in memory to a reader."""
+    def _ask_in_memory(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Return what a reader finds out with the connection of a ledger in memory."""
         if is_mine(self._connection_lock) and self._connection is not None and self._connection.in_transaction:
             raise ReentranceError("reading a ledger in memory")
+        # No generator that lends it: Ctrl-C between two lines of that would leave both locks held.
         with section(), self._connection_lock:
             if self._connection is None:
                 self._connect()
             assert self._connection is not None
-            yield self._connection
+            return question(self._connection)
 
     def __repr__(self) -> str:
         return f"EventLog({str(self.path or files.MEMORY)!r})"

@@ -10,10 +10,9 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ttasks.errors import (
     DamagedLedgerError,
@@ -255,15 +254,20 @@ class LogReader(ABC):
         return state
 
 
+class AskInMemory(Protocol):
+    """Puts a question to the connection of a ledger in memory, which readers share with its writer."""
+
+    def __call__(self, question: Callable[[sqlite3.Connection], Answer], /) -> Answer:
+        """Return what the question finds out."""
+
+
 class Readers(LogReader):
     """What can be asked of one ledger. Threads may share it; each question uses a connection that it has to itself.
 
     `schema_version` is what it had when it was last looked at: a ledger of an older ttasks is read as it is.
     """
 
-    def __init__(
-        self, path: Path | None, in_memory: Callable[[], AbstractContextManager[sqlite3.Connection]] | None = None
-    ) -> None:
+    def __init__(self, path: Path | None, in_memory: AskInMemory | None = None) -> None:
         self.path = path
         self._in_memory = in_memory
         self._mutex = threading.RLock()
@@ -301,26 +305,24 @@ class Readers(LogReader):
             DamagedLedgerError: SQLite says that the file is damaged.
             LedgerUnwritableError: the file can't be read.
         """
+        if self._in_memory is not None and self.path is None:
+            return self._in_memory(question)
         for _ in range(READ_AGAIN_MAX):
             try:
-                with self.connection() as connection:
+                with self._lent() as connection:
                     return question(connection)
             except _WrittenMeanwhileError as error:
                 latest = error
         raise latest
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection that only reads.
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection to the file that only reads.
 
         Raises:
             LedgerUnwritableError: the file can't be read; or (also after the fact, where it is read without locks)
                 somebody wrote to it meanwhile. `ask` then asks again.
         """
-        if self._in_memory is not None and self.path is None:
-            with self._in_memory() as shared:
-                yield shared
-            return
         forks, connection, before = self._take()
         connection.steps.begin()
         try:
