@@ -124,6 +124,34 @@ def test_a_single_name_after_needs_no_list(tmp_path: Path) -> None:
     assert task(tmp_path, "after: first").after == ("first",)
 
 
+def test_a_finally_task_without_after_comes_after_all_that_are_neither_finally_nor_after_it(tmp_path: Path) -> None:
+    flow = load(
+        tmp_path,
+        """
+        tasks:
+          clean: {bash: x, finally: true}
+          report: {bash: x, after: [clean]}
+          send: {bash: x, after: [report, build]}
+          build: {bash: x}
+          test: {bash: x, after: [build]}
+          notify: {bash: x, finally: true, after: [test]}
+        """,
+    )
+    assert {name: task.after for name, task in flow.tasks.items()} == {
+        "clean": ("build", "test"),
+        "report": ("clean",),
+        "send": ("report", "build"),
+        "build": (),
+        "test": ("build",),
+        "notify": ("test",),
+    }
+
+
+def test_finally_tasks_alone_wait_for_nothing(tmp_path: Path) -> None:
+    flow = load(tmp_path, "tasks: {a: {bash: x, finally: true}, b: {bash: x, finally: true}}")
+    assert [task.after for task in flow.tasks.values()] == [(), ()]
+
+
 def test_yes_is_a_boolean_as_in_yaml(tmp_path: Path) -> None:
     assert task(tmp_path, "finally: yes, required: no").required is False
 

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from pathlib import Path
@@ -148,7 +148,7 @@ def load_workflow(path: Path) -> Workflow:
     assert whole is not None
     path = path.absolute()
     tasks = {name: _task(name, spec, path.parent) for name, spec in specs.items() if spec is not None}
-    return Workflow(path, hashlib.sha256(content).hexdigest(), whole.title, whole.max_workers, tasks)
+    return Workflow(path, hashlib.sha256(content).hexdigest(), whole.title, whole.max_workers, _cleanups_last(tasks))
 
 
 # --- from bytes to nodes ---------------------------------------------------------------------------------------------
@@ -504,6 +504,26 @@ def _check_graph(file: _File, after: Mapping[str, list[str]]) -> None:
         circle = circle[start:] + circle[:start]
         names = _listed(circle, " after ")
         file.note(("tasks", circle[0], "after"), f"circular dependency: {names} after {_short(circle[0])}")
+
+
+def _cleanups_last(tasks: Mapping[str, WorkflowTask]) -> dict[str, WorkflowTask]:
+    """Let each finally task without `after` come after all that are not finally and do not come after it."""
+    children: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        for parent in task.after:
+            children.setdefault(parent, []).append(name)
+    placed = dict(tasks)
+    for name, task in tasks.items():
+        if not task.finally_ or task.after:
+            continue
+        behind, left = {name}, [name]
+        while left:
+            new = [child for child in children.get(left.pop(), ()) if child not in behind]
+            behind.update(new)
+            left += new
+        before = (other for other, one in tasks.items() if not one.finally_ and other not in behind)
+        placed[name] = replace(task, after=tuple(before))
+    return placed
 
 
 def _task(name: str, spec: _TaskSpec, folder: Path) -> WorkflowTask:
