@@ -17,7 +17,7 @@ import pytest
 from agents import Saying, cut_off, reports
 from browsed import Browsed
 from pages import get_all
-from ttasks import CopilotError, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType
+from ttasks import CopilotError, SQLiteStore, Task, TaskExecutor, TaskGraph, TaskType, __version__
 from ttasks.events.agent_facts import AgentFact, ToolCallStarted
 
 TTASKS = [sys.executable, "-c", "from ttasks.cli import main; main()"]
@@ -175,6 +175,12 @@ def test_ls_lists_graphs_newest_first_and_tasks_on_request(ttasks: Shell) -> Non
     assert [row[1:3] for row in rows] == [["bad", "failed"], ["good", "succeeded"]]
     tasks = ttasks("ls", "--tasks").stdout.splitlines()[1:]
     assert sorted(line.split()[1] for line in tasks) == ["broken", "clean", "hello", "late", "ok", "world"]
+
+
+def test_python_m_ttasks_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "ttasks", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert __version__ in done.stdout
 
 
 def test_show_tells_a_graph_and_a_task_by_part_of_its_id(ttasks: Shell) -> None:

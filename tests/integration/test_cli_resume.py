@@ -707,6 +707,22 @@ def test_what_a_person_decides_is_recorded_with_who_and_why_and_retry_carries_on
     assert ttasks.log() == ["build", "upload", "clean", *repeats, "announce", "clean"]
 
 
+def test_a_retry_does_not_repeat_a_task_that_waits_for_a_person_unless_it_is_named(ttasks: Command) -> None:
+    task_id = asking(ttasks)
+    go(ttasks)
+    closed = ttasks("resume")
+    assert "ttasks retry" not in closed.stdout
+    before = ttasks.sql("SELECT count(*) FROM events")
+    refused = ttasks("retry")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    resolve = f"ttasks resolve {task_id[-8:]} --rerun  (or --succeeded, or --failed)"
+    repeat = f"retry {ttasks.graph_id()[-8:]} --task upload"
+    assert f"{resolve}; or do it again: ttasks {repeat}" in refused.stderr
+    assert ttasks.sql("SELECT count(*) FROM events") == before
+    assert ttasks(*repeat.split()).returncode == 0
+    assert ttasks.log() == ["build", "upload", "clean", "upload", "announce", "clean"]
+
+
 def test_what_is_resolved_before_it_is_resumed_goes_on_in_the_same_run(ttasks: Command) -> None:
     task_id = asking(ttasks)
     decided = ttasks("resolve", task_id, "--succeeded")
@@ -921,6 +937,35 @@ def test_a_run_that_is_resumed_from_another_folder_runs_in_its_own(ttasks: Comma
     assert (done.returncode, done.stderr) == (0, "")
     assert ttasks.log() == ["build", "upload", "upload", "announce", "clean"]
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_retry_from_another_folder_runs_in_that_of_the_run_also_when_it_is_repeated_itself(
+    ttasks: Command, tmp_path: Path
+) -> None:
+    ttasks.write("w.yaml", "tasks:\n  clean: {bash: 'pwd >> log; rm -f old; test -e fixed'}\n")
+    assert ttasks("run", "w.yaml").returncode == 1
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "old").touch()
+    for attempt in range(2):
+        done = ttasks("retry", "--ledger", str(ttasks.ledger), cwd=elsewhere)
+        assert done.returncode == 1
+        assert f"in {ttasks.folder}, where that run was started\n" in done.stdout
+        assert ttasks.log() == [str(ttasks.folder)] * (attempt + 2)
+    assert [file.name for file in elsewhere.iterdir()] == ["old"]
+
+
+def test_a_retry_is_refused_where_the_folder_of_the_run_is_gone(ttasks: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    path = ttasks.write("w.yaml", "tasks: {a: {bash: exit 1}}")
+    assert ttasks("run", str(path), "--ledger", str(ttasks.ledger), cwd=folder).returncode == 1
+    folder.rmdir()
+    before = ttasks.runners()
+    refused = ttasks("retry")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"the folder {folder}, in which the run was started, is not there" in refused.stderr
+    assert ttasks.runners() == before
 
 
 def test_hints_name_the_ledger_that_was_given(ttasks: Command, tmp_path: Path) -> None:

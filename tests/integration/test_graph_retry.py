@@ -54,6 +54,19 @@ def pipeline() -> tuple[TaskGraph, dict[str, Task]]:
     return graph, tasks
 
 
+def test_a_task_that_waits_for_a_person_is_not_repeated_unless_it_is_named() -> None:
+    graph = TaskGraph()
+    task = graph.add(Task.bash("x", title="upload", on_interrupted="ask"))
+    task.transition_to(TaskStatus.RUNNING)
+    task.transition_to(TaskStatus.INTERRUPTED)
+
+    with pytest.raises(ValueError, match=r"'upload' .* waits for a person.*store\.tasks\.resolve.*Nothing was changed"):
+        graph.retry()
+
+    (again,) = graph.retry([task])
+    assert again.is_pending
+
+
 def statuses(graph: TaskGraph) -> list[str]:
     return [str(task.status) for task in graph]
 

@@ -62,10 +62,10 @@ def steps(
         (RunStatus.SUCCEEDED, {}, {}, []),
         (OPEN, AGAIN, {}, ["resume g"]),
         (OPEN, ASK, AGAIN, ["resolve work --rerun", "resume g"]),
-        (FAILED, AGAIN, ASK, ["resolve clean --rerun", "resume work", "retry g"]),
+        (FAILED, AGAIN, ASK, ["resolve clean --rerun", "resume work"]),
         (FAILED, {}, {}, []),
         (CANCELLED, {"status": TaskStatus.CANCELLED}, {}, ["retry g"]),
-        (CANCELLED, {"status": TaskStatus.CANCELLED}, ASK, ["resolve clean --rerun", "retry g"]),
+        (CANCELLED, {"status": TaskStatus.CANCELLED}, ASK, ["resolve clean --rerun"]),
     ],
 )
 def test_the_steps_follow_from_the_run_and_what_was_left(
@@ -76,7 +76,7 @@ def test_the_steps_follow_from_the_run_and_what_was_left(
 
 def test_of_a_cancelled_run_that_can_go_on_only_finally_tasks_ask() -> None:
     assert steps(OPEN, ASK, ASK, is_cancelled=True) == ["resolve clean --rerun", "resume g"]
-    assert steps(CANCELLED, ASK, ASK, is_cancelled=True) == ["resolve work --rerun", "resolve clean --rerun", "retry g"]
+    assert steps(CANCELLED, ASK, ASK, is_cancelled=True) == ["resolve work --rerun", "resolve clean --rerun"]
 
 
 def test_a_run_whose_tasks_have_all_succeeded_is_retried_only_for_an_error() -> None:

@@ -49,7 +49,7 @@ from ttasks.model.task import Task
 from ttasks.runtime.executor import TaskExecutor
 from ttasks.runtime.graph_run import INTERRUPTIONS_MAX
 from ttasks.runtime.nesting import is_cancelled_outside
-from ttasks.runtime.resume import ResumedRun, ResumedTask, prepare, withheld
+from ttasks.runtime.resume import ResumedRun, ResumedTask, missing_folder, prepare, run_folder, withheld
 from ttasks.state.naming import named
 from ttasks.stores.interrupted import Leftovers
 from ttasks.stores.ledger import SQLiteStore
@@ -364,16 +364,38 @@ def retry_graph(
                 f"nothing to retry: every task succeeded. {hint(f'retry {short(graph_id)} --task NAME')} repeats one"
             )
             return 0
-        graph = old.retry([_named(old, name) for name in names] or None)
+        again_tasks = [_named(old, name) for name in names]
+        _refuse_what_asks(store, old, again_tasks, hint)
+        graph = old.retry(again_tasks or None)
         give_again(store._readers, graph, variables)
-        problems = [problem for task in graph if not task.is_succeeded for problem in withheld(task)]
+        to_run = [task for task in graph if not task.is_succeeded]
+        problems = [problem for task in to_run for problem in withheld(task)]
+        folder = run_folder(store._readers, graph_id)
+        problems += missing_folder(folder, to_run)
         if problems:
             raise NotResumableError(f"graph '{graph.title or graph.id}'", problems)
         workers = jobs or graph._max_workers or DEFAULT_WORKERS
         again = f"carrying on with graph {short(graph_id)}, "
         _say_whether_changed(old, hint)
         say_what_differs(store, graph_id)
-        return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again).code
+        with contextlib.ExitStack() as there:
+            if folder is not None and any(task.cwd is None for task in to_run):
+                console().print(f"in {printable(folder)}, where that run was started")
+                there.enter_context(contextlib.chdir(folder))
+            return carry_out(executor, store, graph, path, hint, lambda: graph.run(executor, workers), again=again).code
+
+
+def _refuse_what_asks(store: SQLiteStore, graph: TaskGraph, again: Sequence[Task], hint: Hint) -> None:
+    """Raise TransitionError where a retry would do a task again that was interrupted and waits for a person."""
+    for step in Leftovers(store._readers).steps_of_graph(graph.id):
+        task = next((task for task in graph if task.id == step.id), None)
+        if step.verb != "resolve" or task is None or task in again:
+            continue
+        repeat = hint(f"retry {short(graph.id)} --task {shlex.quote(task.name)}")
+        raise TransitionError(
+            f"{named('task', task.title, task.id)} was interrupted and waits for a person, so that it is not done "
+            f"twice. Nothing was run. Say what it counts as: {hint.step(step)}; or do it again: {repeat}"
+        )
 
 
 def _named(graph: TaskGraph, name: str) -> Task:

@@ -21,6 +21,7 @@ from ttasks.public import public
 from ttasks.state.graph import GraphState
 from ttasks.state.naming import named
 from ttasks.state.planner import check
+from ttasks.state.reconcile import Then, reconcile
 
 
 @dataclass(frozen=True)
@@ -369,7 +370,8 @@ class TaskGraph:
 
         Raises:
             TypeError: `tasks` holds something else than tasks.
-            ValueError: a task is RUNNING, or not in this graph.
+            ValueError: a task is RUNNING, or not in this graph; or was interrupted, waits for a person's answer, and is
+                not named in `tasks`: doing it again may be doing it twice.
         """
         again = [] if tasks is None else list(tasks)
         for task in again:
@@ -385,6 +387,12 @@ class TaskGraph:
             if task.is_running or task._view.is_owned:
                 raise ValueError(
                     f"task '{task.title or task.id}' is RUNNING ({task.id}): wait for it, or cancel it, before a retry"
+                )
+            if task not in again and reconcile(task._view, is_alive=False).then is Then.PERSON:
+                raise ValueError(
+                    f"{named('task', task.title, task.id)} was interrupted and waits for a person, so that it is not "
+                    "done twice: say what it counts as (store.tasks.resolve), or name it to do it again. "
+                    "Nothing was changed"
                 )
         repeated = _with_dependents({task.id for task in again}, placed)
         fresh = {

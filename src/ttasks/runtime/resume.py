@@ -149,28 +149,14 @@ class ResumedRun(Beginning):
             NotResumableError: something that one of them needs can't be restored.
         """
         to_run = [task for task in self.tasks.values() if self._is_to_run(task)]
-        folder = self._folder()
+        folder = run_folder(self._readers, self.graph.id)
         problems = [] if self._is_forced else [*self._other_handlers(to_run), *self._lost_filters(to_run)]
         for task in to_run:
             problems += withheld(task)
-        without_folder = [task for task in to_run if task.cwd is None]
-        if without_folder and folder is not None and not Path(folder).is_dir():
-            problems.append(
-                f"the folder {folder}, in which the run was started, is not there, and task "
-                f"'{without_folder[0].title or without_folder[0].id}' runs in it: make it again"
-            )
+        problems += missing_folder(folder, to_run)
         if problems:
             raise NotResumableError(named("graph", self.graph.title, self.graph.id), problems)
         return {task.id: self._resumption(task, folder) for task in to_run}
-
-    def _folder(self) -> str | None:
-        """Return the folder that the run was started in; None: this process is in it."""
-        assert self._recovery is not None and self._begun.runner is not None
-        runner, begun = self._recovery.liveness.runner(self._begun.runner), self._begun.fact
-        folder = begun.cwd if isinstance(begun, GraphRunStarted) else None
-        if folder is None and runner is not None:
-            folder = runner.cwd
-        return folder if folder != working_directory() else None
 
     def _resumption(self, task: Task, folder: str | None) -> Resumption:
         found = self.found.get(task.id)
@@ -360,6 +346,28 @@ def other_handler(executor: TaskExecutor, task: Task, recorded: str | None) -> s
         f"{task.type} tasks such as '{task.title or task.id}' were run by {recorded}, and {is_now}: register that one, "
         "or insist (force_handlers, --force-handlers)"
     )
+
+
+def run_folder(readers: Readers, graph_id: str) -> str | None:
+    """Return the folder that the latest run of a graph was started in; None: this process is in it, or it never ran."""
+    latest = EventFilter(f"graph-{graph_id}", types=(GraphRunStarted.__name__,), newest_first=True, limit=1)
+    for event in readers.matching(latest):
+        runner = readers.runner(event.runner) if event.runner is not None else None
+        folder = event.fact.cwd if isinstance(event.fact, GraphRunStarted) else None
+        folder = folder or (runner.cwd if runner is not None else None)
+        return folder if folder != working_directory() else None
+    return None
+
+
+def missing_folder(folder: str | None, to_run: Sequence[Task]) -> list[str]:
+    """Say where the folder of a run is gone in which one of its tasks is to run."""
+    inside = next((task for task in to_run if task.cwd is None), None)
+    if inside is None or folder is None or Path(folder).is_dir():
+        return []
+    return [
+        f"the folder {folder}, in which the run was started, is not there, and task "
+        f"'{inside.title or inside.id}' runs in it: make it again"
+    ]
 
 
 def withheld(task: Task) -> list[str]:

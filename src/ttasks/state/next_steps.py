@@ -83,7 +83,9 @@ def for_graph(
     is_ok = all(
         task.status is TaskStatus.SUCCEEDED and task.id not in errors for member, task in places if member.is_required
     )
-    if status in (RunStatus.FAILED, RunStatus.CANCELLED) and not is_ok:
+    # A retry would do again what waits for a person: it is refused until that has an answer.
+    asks = any(step.verb == "resolve" for step in steps)
+    if status in (RunStatus.FAILED, RunStatus.CANCELLED) and not is_ok and not asks:
         to_run = [task for member, task in places if member.is_finally or task.status is not TaskStatus.SUCCEEDED]
         steps.append(Step("retry", graph_id, "Carry on", _given_again(to_run)))
     return steps
