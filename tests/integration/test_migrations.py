@@ -408,6 +408,23 @@ def test_a_run_that_an_older_ttasks_began_has_a_duration_only_where_all_of_it_is
     assert verify(Readers.open(path)).problems == []
 
 
+def test_an_older_ledger_is_clean_though_it_lacks_what_its_events_would_come_to_now(path: Path) -> None:
+    make_of_schema_2(path)
+
+    with closing(Readers.open(path)) as readers:
+        assert verify(readers).problems == []
+        assert readers.runs("runs")[-1].duration is None
+
+
+def test_a_reader_refuses_a_ledger_that_became_newer_just_now(path: Path) -> None:
+    make(path, "a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+
+    with pytest.raises(NotALedgerError, match="a newer ttasks made it"):
+        files.open_reader(path)
+
+
 # --- a newer schema -------------------------------------------------------------------------------------------------
 
 

@@ -411,7 +411,7 @@ def test_a_graph_is_read_as_it_was_at_one_moment(path: Path) -> None:
         graph.add(Task.bash("true"))
         store.graphs.save(graph)
         readers = Readers.open(path)
-        executed = Readers.connection
+        executed = Readers._lent
 
         class Interrupting:
             """A connection between whose queries somebody adds a task to the graph."""
@@ -434,7 +434,7 @@ def test_a_graph_is_read_as_it_was_at_one_moment(path: Path) -> None:
                 yield Interrupting(connection)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Readers, "connection", interrupting)
+            patch.setattr(Readers, "_lent", interrupting)
             found = readers.graph_with_tasks(graph.id)
         assert found is not None
         state, tasks = found
