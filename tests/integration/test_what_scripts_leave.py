@@ -199,6 +199,45 @@ def test_a_second_ctrl_c_ends_at_once_what_the_first_one_gave_a_grace() -> None:
     assert has_ended(script)
 
 
+GIVEN_UP = """
+import signal, sys, threading
+from ttasks import Task, TaskExecutor
+from ttasks.handlers.process import ChildProcess
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end = ChildProcess.end
+def interrupted(self):
+    ChildProcess.end = end
+    raise KeyboardInterrupt  # right before it would have begun
+ChildProcess.end = interrupted
+task = Task.bash("trap '' TERM; echo $$; while :; do sleep 0.1; done", grace=1000)
+executor = TaskExecutor()
+def hear(event):
+    if event.type == "output":
+        print(event.output_chunk, end="", flush=True)
+executor.events.subscribe(hear)
+try:
+    executor.execute(task)
+except KeyboardInterrupt:
+    print("given up", flush=True)
+    if sys.argv[1] == "goes on":
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("then", ["goes on", "leaves"])
+def test_a_script_that_ctrl_c_let_nobody_end_is_ended_all_the_same(then: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GIVEN_UP, then], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        script = psutil.Process(int(program.stdout.readline()))
+        program.send_signal(signal.SIGINT)
+        assert program.stdout.readline() == "given up\n"
+        script.wait(PATIENCE_S)
+        program.communicate("\n", timeout=PATIENCE_S)
+    assert has_ended(script)
+
+
 # --- waited for, and said --------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import fcntl
 import os
@@ -71,6 +72,8 @@ class ChildProcess:
         self._over = threading.Event()
         self._wake = clock.Wakeup()
         self._starting = threading.Lock()
+        # Held by the thread that waits for it. A lock of C's: whatever leaves its `with`, that lets go of it.
+        self._wanted = threading.Lock()
         self._is_ending = False
         self._is_gone = False
         self._is_hurried = False
@@ -88,6 +91,10 @@ class ChildProcess:
             TaskTimeoutError: that took longer than `timeout_s`; all of it was ended.
             TaskCancelled: it was cancelled or stopped meanwhile; all of it was ended.
         """
+        with self._wanted:
+            return self._wait(timeout_s)
+
+    def _wait(self, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
         deadline = None if timeout_s is None else monotonic_s() + timeout_s
         try:
             threading.Thread(target=self._live, name="ttasks-process", daemon=True).start()
@@ -138,6 +145,12 @@ class ChildProcess:
         if interruption is not None:
             raise interruption
 
+    def end_if_given_up(self) -> None:
+        """End it at once where Ctrl-C that came too often has let nobody wait for it any more."""
+        if not self._wanted.locked():
+            self._is_hurried = True
+            self.end()
+
     def _end(self) -> None:
         with self._starting:
             if self._is_ending:  # Ctrl-C came while the thread that ends was started, and it was started again
@@ -169,19 +182,21 @@ class ChildProcess:
 
     def _live(self) -> None:
         """Start the process, read both pipes until nobody holds them open, then reap it."""
+        _LIVE.add(self)
         try:
             if self._start():
                 self._read()
         except Exception as error:  # noqa: BLE001 - `run` raises it
             self._failure = error
         finally:
+            _LIVE.discard(self)
             self._over.set()
             self._wake.set()
 
     def _start(self) -> bool:
         """Start the process; False: it is not wanted any more."""
         with self._starting:
-            if self._is_ending:
+            if self._is_ending or not self._wanted.locked():
                 return False
             try:
                 self._popen = subprocess.Popen(
@@ -237,6 +252,9 @@ class ChildProcess:
         look_up_s = LOOK_UP_S if self._waits_for_output else LOOK_UP_SOON_S
         looked_s, exited_s, is_said = monotonic_s(), None, False
         while selector.get_map() and not self._is_gone:
+            if not self._wanted.locked() and not self._is_hurried:
+                self._is_hurried = True  # its end may wait for this thread to read, so another one sees to that
+                threading.Thread(target=self._end, name="ttasks-end", daemon=True).start()
             for key, _ in selector.select(look_up_s):
                 if not self._take(key.data, os.read(key.fd, READ_BYTES)):
                     selector.unregister(key.fd)
@@ -290,6 +308,19 @@ class ChildProcess:
         if text:
             self._port.printed(name, text)
         return len(data)
+
+
+_LIVE: Final[set[ChildProcess]] = set()
+
+
+def _end_those_given_up() -> None:
+    """End what Ctrl-C left behind, before the threads that would do it are gone with the interpreter."""
+    for child in list(_LIVE):
+        child.end_if_given_up()
+
+
+atexit.register(_end_those_given_up)
+os.register_at_fork(after_in_child=_LIVE.clear)
 
 
 def _folder(cwd: str | None) -> str | bytes | None:
