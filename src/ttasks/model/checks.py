@@ -10,6 +10,7 @@ from typing import Any, Final
 from ttasks.events.status import OnInterrupted
 
 FLOAT_MAX: Final = sys.float_info.max
+_ANSWERS: Final[dict[str, OnInterrupted]] = {answer.value: answer for answer in OnInterrupted}
 
 
 def check_str(value: object, name: str) -> None:
@@ -40,12 +41,13 @@ def check_path(value: object, name: str) -> str | None:
 
 
 def check_on_interrupted(value: object) -> OnInterrupted:
-    allowed = ", ".join(repr(answer.value) for answer in OnInterrupted)
+    answer = _ANSWERS.get(value) if isinstance(value, str) else None
+    if answer is not None:
+        return answer
+    allowed = ", ".join(map(repr, _ANSWERS))
     if not isinstance(value, str):
         raise TypeError(f"on_interrupted must be one of {allowed}, got {type(value).__name__}")
-    if value not in list(OnInterrupted):
-        raise ValueError(f"on_interrupted must be one of {allowed}, got {value!r}")
-    return OnInterrupted(value)
+    raise ValueError(f"on_interrupted must be one of {allowed}, got {value!r}")
 
 
 def check_error(value: object) -> None:

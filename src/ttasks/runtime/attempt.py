@@ -128,7 +128,8 @@ class Attempt:
         self.position: int | None = None
         self.ending: Ending | None = None
         self.status_before = task.status
-        self.context = TaskContext(task, upstream, progress_emitter=self._progress)
+        self.context = TaskContext(task, upstream)
+        self.context._progress_emitter = self._progress  # our own needs no check, which each attempt would pay for
         self.context._port = self
         self._default_cwd = cwd
         self.context._run_in(cwd)
