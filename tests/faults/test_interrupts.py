@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -181,17 +183,21 @@ def test_ctrl_c_at_any_line_of_reading_a_ledger_in_memory_leaves_nothing_held() 
     def interrupt_after(lines: int) -> None:
         left = iter(range(lines))
 
-        def trace(*_: object) -> object:
-            if next(left, None) is None:
+        def trace(frame: FrameType, *_: object) -> object:
+            # Not where garbage is collected: what is raised there reaches nobody.
+            is_reading = Path(frame.f_code.co_filename).name in ("event_log.py", "reading.py", "contextlib.py")
+            if is_reading and frame.f_code.co_name != "__del__" and next(left, None) is None:
                 raise KeyboardInterrupt
             return trace
 
         before = sys.gettrace()
+        gc.disable()
         sys.settrace(trace)  # type: ignore[arg-type]
         try:
             list(store.events)
         finally:
             sys.settrace(before)
+            gc.enable()
 
     for lines in itertools.count():
         try:
@@ -201,5 +207,5 @@ def test_ctrl_c_at_any_line_of_reading_a_ledger_in_memory_leaves_nothing_held() 
         else:
             break
         assert not reentrance.is_inside()
-    assert len(raised) > 100
+    assert len(raised) > 30
     assert list(store.events)
